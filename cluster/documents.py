@@ -1,0 +1,186 @@
+"""The desired state of one model, as the version store keeps it: one immutable document per revision.
+
+The controller makes the cluster match it, gateways route by it, operators change it through `cluster.operations`.
+What the cluster reports back (`VersionStatus`) is kept beside it and never inside it, so that a report can not
+collide with an operator's change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, TypeVar
+
+import msgspec
+
+from cluster.costs import CostCurve
+from cluster.errors import Conflict, InvalidRequest, ModelNotFound
+from cluster.names import Target, check_label, check_model, check_version
+from cluster.splits import TrafficSplit
+from cluster.tensors import Signature
+
+SCHEMA_VERSION = 1
+
+State = Literal["REGISTERED", "LOADING", "READY", "DEGRADED", "ASLEEP", "DRAINING", "RETIRED", "FAILED"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploySettings:
+    """How a version is to be served. Replicas autoscale between `min_replicas` and `max_replicas`."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    max_batch_rows: int = 0  # 0: what the artifact's profile says pays
+    max_wait_s: float = 0.0
+    max_queue_rows: int = 1024  # per replica
+    default_deadline_s: float = 30.0
+    target_utilisation: float = 0.7
+    max_surge_percent: int = 100
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("min_replicas", 0 <= self.min_replicas <= self.max_replicas, "0 to max_replicas"),
+            ("max_replicas", 1 <= self.max_replicas <= 1000, "1 to 1000"),
+            ("num_cpus", 0 <= self.num_cpus <= 1024, "0 to 1024"),
+            ("num_gpus", 0 <= self.num_gpus <= 64, "0 to 64"),
+            ("max_batch_rows", 0 <= self.max_batch_rows <= 65536, "0 to 65536"),
+            ("max_wait_s", 0 <= self.max_wait_s <= 10, "0 to 10 seconds"),
+            ("max_queue_rows", 1 <= self.max_queue_rows <= 10_000_000, "1 to 10,000,000"),
+            ("default_deadline_s", 0 < self.default_deadline_s <= 3600, "above 0, at most 3600 seconds"),
+            ("target_utilisation", 0.05 <= self.target_utilisation <= 1, "0.05 to 1"),
+        ):
+            if not ok:
+                raise InvalidRequest(f"deploy.{name}: expected {expected}, got {getattr(self, name)}")
+        if self.max_batch_rows > self.max_queue_rows:
+            raise InvalidRequest(
+                f"deploy.max_batch_rows: a batch of {self.max_batch_rows} rows can never fill "
+                f"with max_queue_rows={self.max_queue_rows}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One published version: which artifact it is and, if `deploy` is set, that and how it is to be served.
+
+    `uri` is where the artifact lies (a path or any fsspec URL), `digest` its identity. Signature, costs and class
+    labels are copied here so that a gateway needs no artifact files.
+    """
+
+    version: str
+    uri: str
+    digest: str
+    signature: Signature
+    format: str
+    precision: str
+    size_bytes: int
+    created_s: float
+    by: str = ""
+    costs: CostCurve = field(default_factory=CostCurve)
+    class_labels: tuple[str, ...] = ()
+    deploy: DeploySettings | None = None
+
+    def __post_init__(self) -> None:
+        check_version(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDocument:
+    """Everything desired of one model. `revision` and `epoch` belong to the store: 0 and "" until it was written."""
+
+    name: str
+    versions: dict[str, VersionRecord] = field(default_factory=dict)
+    split: TrafficSplit | None = None  # None: no version takes traffic yet
+    labels: dict[str, str] = field(default_factory=dict)  # label -> version
+    next_version: int = 1
+    revision: int = 0
+    epoch: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        check_model(self.name)
+        for label, version in self.labels.items():
+            check_label(label)
+            if version not in self.versions:
+                raise Conflict(f"label {label!r} points to version {version}, which {self.name} does not have")
+        for arm in self.split.arms if self.split else ():
+            record = self.versions.get(arm.version)
+            if record is None:
+                raise ModelNotFound(f"split: {self.name} has no version {arm.version}")
+            if record.deploy is None and arm.share_bp:
+                raise Conflict(f"split: {self.name}:{arm.version} is not deployed, so it can take no traffic")
+
+    def record(self, version: str) -> VersionRecord:
+        """Raises: ModelNotFound, naming the versions there are."""
+        try:
+            return self.versions[version]
+        except KeyError:
+            have = ", ".join(sorted(self.versions, key=int)) or "none"
+            raise ModelNotFound(f"{self.name} has no version {version} (there are: {have})") from None
+
+    def resolve(self, target: Target, key: str | None = None) -> str:
+        """The version that answers `target`: its version, its label's, or the split's pick. Raises: ModelNotFound."""
+        if target.version is not None:
+            return self.record(target.version).version
+        if target.label is not None:
+            if target.label not in self.labels:
+                have = ", ".join(sorted(self.labels)) or "none"
+                raise ModelNotFound(f"{self.name} has no label {target.label!r} (there are: {have})")
+            return self.labels[target.label]
+        if self.split is None:
+            raise ModelNotFound(f"{self.name}: no version takes traffic yet (prism split {self.name} VERSION=100)")
+        return self.split.pick(key)
+
+    def with_record(self, record: VersionRecord) -> ModelDocument:
+        return replace(self, versions={**self.versions, record.version: record})
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """What the controller last saw of one version. `ready_once`: this digest was verified and answered its sample."""
+
+    version: str
+    state: State
+    reason: str = ""
+    replicas: int = 0
+    target_replicas: int = 0
+    ready_once: bool = False
+    digest: str = ""
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One committed change: who did what when, and the document it led to."""
+
+    revision: int
+    operation: str
+    by: str
+    at_s: float
+    reason: str
+    document: ModelDocument
+
+
+def encode(value: ModelDocument | VersionStatus) -> bytes:
+    """Canonical JSON."""
+    return msgspec.json.encode(asdict(value), order="sorted")
+
+
+def decode_document(raw: bytes | str) -> ModelDocument:
+    """Raises: InvalidRequest if it was written by another schema version or is not a document."""
+    return _decode(raw, ModelDocument)
+
+
+def decode_status(raw: bytes | str) -> VersionStatus:
+    return _decode(raw, VersionStatus)
+
+
+_T = TypeVar("_T")
+
+
+def _decode(raw: bytes | str, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{kind.__name__}: {error}") from None

@@ -1,0 +1,1 @@
+"""Decisions as pure values: no clock, socket, Ray or GPU."""

@@ -1,0 +1,174 @@
+"""Settings an operator may choose, checked on construction, and what `prism up` hands to the processes it starts.
+
+Only entry points read files; everything else is handed plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from cluster.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The gateway's HTTP side. Times in seconds, sizes in bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_bytes: int = 64 << 20
+    max_header_bytes: int = 64 << 10
+    header_timeout_s: float = 10.0  # from the first byte of a request to the end of its headers
+    body_timeout_s: float = 60.0  # from the end of its headers to the end of its body
+    write_timeout_s: float = 60.0  # a client that does not read its answer for so long is closed
+    keep_alive_s: float = 75.0
+    max_connections: int = 4096
+    max_json_depth: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSettings:
+    """The port is kept free for the gRPC services."""
+
+    port: int = 9000
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Each gateway process. Queue bounds count what waits in one gateway for one version."""
+
+    replicas: int = 1
+    max_waiting_rows: int = 4096
+    max_waiting_bytes: int = 256 << 20
+    max_deadline_s: float = 300.0
+    in_flight_per_replica: int = 2  # micro-batches
+    poll_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RaySettings:
+    """The Ray head that `prism up` starts. 0 CPUs means: as many as the machine has."""
+
+    num_cpus: int = 0
+    num_gpus: int = 0  # 0: what Ray detects
+    object_store_bytes: int = 200 << 20
+    dashboard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where desired state lives. Without `url`: REDIS_URL, else the embedded server."""
+
+    url: str = ""
+    server: Literal["auto", "bundled", "path"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSettings:
+    """Where published artifacts are kept: a folder or any fsspec URL. Without `url`: `artifacts/` in the home."""
+
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything `prism up --config FILE` accepts."""
+
+    http: HttpSettings = field(default_factory=HttpSettings)
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("http.port", 0 <= self.http.port <= 65535, "0 to 65535"),
+            ("grpc.port", 0 <= self.grpc.port <= 65535, "0 to 65535"),
+            ("http.max_body_bytes", self.http.max_body_bytes >= 1024, "at least 1024"),
+            ("gateway.replicas", 1 <= self.gateway.replicas <= 64, "1 to 64"),
+            ("gateway.in_flight_per_replica", 1 <= self.gateway.in_flight_per_replica <= 64, "1 to 64"),
+            ("gateway.max_waiting_rows", self.gateway.max_waiting_rows >= 1, "at least 1"),
+            ("ray.num_cpus", self.ray.num_cpus >= 0, "0 or more"),
+            ("ray.object_store_bytes", self.ray.object_store_bytes >= 80 << 20, "at least 83886080"),
+        ):
+            if not ok:
+                raise InvalidRequest(f"settings.{name}: expected {expected}")
+
+
+def read_settings(file: Path | None) -> Settings:
+    """From a YAML file; defaults without one. Raises: InvalidRequest, naming an unknown key or a wrong type."""
+    if file is None:
+        return Settings()
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InvalidRequest(f"settings: {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"settings: {file}: {error}") from None
+    return settings_from(raw or {})
+
+
+def settings_from(raw: Any) -> Settings:
+    """From plain values. Raises: InvalidRequest, naming an unknown key or a wrong type."""
+    _refuse_unknown(raw, Settings, "settings")
+    try:
+        return msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"settings: {error}") from None
+
+
+def _refuse_unknown(raw: Any, kind: Any, path: str) -> None:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"{path}: expected a mapping, got {type(raw).__name__}")
+    known = {f.name: f for f in fields(kind)}
+    for key, value in raw.items():
+        if key not in known:
+            raise InvalidRequest(f"{path}.{key}: unknown; expected one of {', '.join(known)}")
+        section: Any = known[key].default_factory
+        if is_dataclass(section):
+            _refuse_unknown(value, section, f"{path}.{key}")
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What a running Prism's processes need to know; kept in a file only its owner can read.
+
+    `run_dir` is a short path for sockets. `door` is the Unix socket that hands out the HTTP listening socket.
+    `store_url` may hold a password, and the tokens are secrets: none of these is ever logged.
+    """
+
+    home: str
+    run_dir: str
+    door: str
+    store_url: str
+    artifacts_url: str
+    ray_address: str
+    admin_token: str
+    wire_secret: str
+    http_port: int
+    grpc_port: int
+    settings: Settings
+
+    def write(self, file: Path) -> None:
+        """Atomically, mode 0600."""
+        temporary = file.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(asdict(self), stream, indent=2)
+        temporary.replace(file)
+
+    @classmethod
+    def read(cls, file: str | Path) -> Boot:
+        """Raises: InvalidRequest if the file is not there or not a boot file."""
+        try:
+            return msgspec.json.decode(Path(file).read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError) as error:
+            raise InvalidRequest(f"boot: {file}: {error}") from None

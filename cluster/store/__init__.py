@@ -1,0 +1,52 @@
+"""The version store: where desired state lives, with compare-and-swap and an audit stream.
+
+`memory.MemoryStore` and `redis.RedisStore` implement `VersionStore`; one contract suite runs over both.
+Every method may be called from any thread and blocks for at most a bounded time.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cluster.documents import AuditEntry, ModelDocument, VersionStatus
+
+
+class VersionStore(Protocol):
+    """Raises StoreUnavailable from any method when the store cannot be reached."""
+
+    def epoch(self) -> str:
+        """The identity of this data set: made once, kept for as long as the data is."""
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all models, sorted."""
+
+    def revisions(self) -> dict[str, int]:
+        """Current revision by model: what a reader polls to see what changed."""
+
+    def read(self, model: str) -> ModelDocument:
+        """The current document, carrying its revision and epoch. Raises: ModelNotFound."""
+
+    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "") -> ModelDocument:
+        """Store `new` if `new.revision` is still the current one (0: the model must not exist yet).
+
+        Returns the document with its new revision. Appends to the audit stream and wakes `wait` in the same step.
+        Raises: StaleRevision (message shows what the other writer did), and then nothing was written.
+        """
+
+    def remove(self, document: ModelDocument, by: str, reason: str = "") -> None:
+        """Delete the model if `document.revision` is still current; its audit stream stays. Raises: StaleRevision."""
+
+    def history(self, model: str, limit: int = 100) -> tuple[AuditEntry, ...]:
+        """The latest `limit` changes, newest first. Raises: ModelNotFound if there never was such a model."""
+
+    def statuses(self, model: str) -> dict[str, VersionStatus]:
+        """What the controller last reported, by version; {} if nothing yet."""
+
+    def report(self, model: str, statuses: dict[str, VersionStatus]) -> None:
+        """Replace the model's reported statuses."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until something was committed (True) or `timeout_s` passed (False). A hint: it may miss a change."""
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""

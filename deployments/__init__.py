@@ -1,0 +1,1 @@
+"""What runs on Ray Serve: protocols, the wire, gateway, model replica, controller."""

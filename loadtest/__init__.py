@@ -1,0 +1,1 @@
+"""Load tests: seeded open-loop arrivals, Locust users, reports."""
