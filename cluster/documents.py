@@ -37,7 +37,8 @@ class DeploySettings:
     max_queue_rows: int = 1024  # per replica
     default_deadline_s: float = 30.0
     target_utilisation: float = 0.7
-    max_surge_percent: int = 100
+    down_after_s: float = 30.0  # demand must have stayed lower for so long before a replica goes
+    idle_after_s: float = 60.0  # with min_replicas 0: the last replica goes after so long without a request
 
     def __post_init__(self) -> None:
         for name, ok, expected in (
@@ -49,6 +50,8 @@ class DeploySettings:
             ("max_wait_s", 0 <= self.max_wait_s <= 10, "0 to 10 seconds"),
             ("max_queue_rows", 1 <= self.max_queue_rows <= 10_000_000, "1 to 10,000,000"),
             ("default_deadline_s", 0 < self.default_deadline_s <= 3600, "above 0, at most 3600 seconds"),
+            ("down_after_s", 0 <= self.down_after_s <= 86400, "0 to 86400 seconds"),
+            ("idle_after_s", 0 <= self.idle_after_s <= 86400, "0 to 86400 seconds"),
             ("target_utilisation", 0.05 <= self.target_utilisation <= 1, "0.05 to 1"),
         ):
             if not ok:
