@@ -1,0 +1,166 @@
+"""ONNX models run by ONNX Runtime, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as status
+
+from cluster.artifact import Artifact
+from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
+from cluster.tensors import ANY, Signature, TensorSpec
+from converters.runtime import Arrays
+
+# ONNX Runtime's spelling of tensor types -> the protocol's
+DTYPE_OF = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+_MESSAGE_CHARS = 400
+
+
+class OnnxRuntime:
+    """One `InferenceSession` behind the signature it serves."""
+
+    def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
+        self._session = session
+        self._signature = signature
+        self._input_names = [spec.name for spec in signature.inputs]
+        self._output_names = [spec.name for spec in signature.outputs]
+        self._text_inputs = [i for i, spec in enumerate(signature.inputs) if spec.dtype == "BYTES"]
+        self._text_outputs = [i for i, spec in enumerate(signature.outputs) if spec.dtype == "BYTES"]
+
+    @property
+    def signature(self) -> Signature:
+        return self._signature
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that was chosen, such as `CPUExecutionProvider`."""
+        return str(self._session.get_providers()[0])
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """See `converters.runtime.Runtime.run`."""
+        if self._text_inputs:
+            inputs = tuple(
+                _texts(array, self._input_names[i]) if i in self._text_inputs else array
+                for i, array in enumerate(inputs)
+            )
+        try:
+            outputs = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
+        except status.InvalidArgument as error:
+            raise InvalidRequest(f"the model refuses these inputs: {brief(error)}") from None
+        except Exception as error:
+            raise EngineFailed(f"ONNX Runtime: {brief(error)}") from None
+        for i in self._text_outputs:
+            outputs[i] = _bytes(outputs[i])
+        return tuple(outputs)
+
+
+def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> OnnxRuntime:
+    """The runtime of an `onnx` artifact. Raises as `converters.runtime.open_runtime`."""
+    session = open_session(artifact.model_path, threads, accelerator)
+    signature = artifact.manifest.signature
+    for side, specs, found in (
+        ("inputs", signature.inputs, session.get_inputs()),
+        ("outputs", signature.outputs, session.get_outputs()),
+    ):
+        stated = [(spec.name, spec.dtype) for spec in specs]
+        actual = [(node.name, DTYPE_OF.get(node.type, node.type)) for node in found]
+        if stated != actual:
+            raise ArtifactCorrupt(f"manifest.signature.{side}: it says {stated}, the model has {actual}")
+    return OnnxRuntime(session, signature)
+
+
+def open_session(path: Path, threads: int = 1, accelerator: str = "cpu") -> ort.InferenceSession:
+    """A session over the model file.
+
+    Raises: EngineFailed if the model cannot be loaded, or if a GPU was asked for and ONNX Runtime would use the CPU.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads of one replica take the core of another.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        # ONNX Runtime falls back to the CPU with nothing but a log line when a provider cannot start.
+        session = ort.InferenceSession(str(path), options, providers=providers(accelerator))
+        session.disable_fallback()
+        if accelerator == "gpu" and session.get_providers()[0] != CUDA:
+            raise EngineFailed("accelerator: expected gpu, but ONNX Runtime could start only on the CPU")
+    except EngineFailed:
+        raise
+    except Exception as error:
+        raise EngineFailed(f"{path.name}: ONNX Runtime cannot load it: {brief(error)}") from None
+    return session
+
+
+def providers(accelerator: str, available: Sequence[str] | None = None) -> list[str]:
+    """Execution providers to ask for, best first. Raises: EngineFailed if a GPU is asked for and none is offered."""
+    offered = ort.get_available_providers() if available is None else available
+    if accelerator == "cpu":
+        return [CPU]
+    if CUDA in offered:
+        return [CUDA, CPU]
+    if accelerator == "gpu":
+        raise EngineFailed(f"accelerator: expected gpu, but this ONNX Runtime offers {', '.join(offered)}")
+    return [CPU]
+
+
+def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """Specs of a session's inputs or outputs. Raises: InvalidRequest for types the protocol does not have."""
+    specs = []
+    for node in nodes:
+        dtype = DTYPE_OF.get(node.type)
+        if dtype is None:
+            raise InvalidRequest(f"{node.name}: expected a tensor of {', '.join(DTYPE_OF)}, got {node.type}")
+        shape = tuple(d if isinstance(d, int) and d >= 0 else ANY for d in node.shape)
+        specs.append(TensorSpec(node.name, dtype, shape))
+    return tuple(specs)
+
+
+def brief(error: BaseException) -> str:
+    """An error's message on one line, cut to a length that may be shown."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + "..."
+
+
+def _texts(array: np.ndarray, name: str) -> np.ndarray:
+    texts = np.empty(array.size, dtype=object)
+    texts[:] = [_text(item, name) for item in array.ravel().tolist()]
+    return texts.reshape(array.shape)
+
+
+def _text(item: Any, name: str) -> str:
+    if isinstance(item, str):
+        return item
+    try:
+        return bytes(item).decode()
+    except (UnicodeDecodeError, TypeError):
+        # ONNX strings are UTF-8: https://onnx.ai/onnx/repo-docs/IR.html, "Tensor Element Types"
+        raise InvalidRequest(f"{name}: expected UTF-8 text, got {type(item).__name__} that is not") from None
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    found = np.empty(array.size, dtype=object)
+    found[:] = [item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()]
+    return found.reshape(array.shape)
