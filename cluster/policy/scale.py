@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from math import ceil
 
 
+FAR = 1e6  # more replicas than anybody has
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """A version's load, summed over its replicas, except `busy_share`, which is their mean (0..1).
@@ -84,7 +87,9 @@ class ScalePolicy:
         capacity = self.capacity(load)
         waiting = load.queue_rows + load.backlog_rows
         demand = load.rows_per_s / self.target_utilisation + max(0.0, waiting - 2 * load.replicas) / self.drain_s
-        needed = demand / capacity if capacity > 0 else load.busy_share * load.replicas / self.target_utilisation
+        needed = (
+            min(demand / capacity, FAR) if capacity > 0 else load.busy_share * load.replicas / self.target_utilisation
+        )
         figures = (
             f"{load.rows_per_s:.0f} rows/s in, {waiting:.0f} waiting, "
             f"{capacity:.0f} rows/s per replica, busy {load.busy_share:.0%}"
@@ -105,9 +110,7 @@ class ScalePolicy:
             return Verdict(self._bound(max(1, load.target), 1), "up: requests wait for a version at zero", Memory())
         return Verdict(self._bound(load.target, self.min_replicas), "no replica has reported yet", Memory())
 
-    def _lower(
-        self, load: Load, memory: Memory, now_s: float, needed: float, waiting: float, figures: str
-    ) -> Verdict:
+    def _lower(self, load: Load, memory: Memory, now_s: float, needed: float, waiting: float, figures: str) -> Verdict:
         idle = load.rows_per_s == 0 and waiting == 0
         idle_since_s = (memory.idle_since_s if memory.idle_since_s is not None else now_s) if idle else None
         if self.min_replicas == 0 and idle_since_s is not None and now_s - idle_since_s >= self.idle_after_s:

@@ -1,0 +1,76 @@
+"""Entry point: `python -m deployments.app --boot FILE` brings Serve, the controller and the first gateway up.
+
+Run by the supervisor once Ray answers. Exits 0 when the gateway answers, else with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from http.client import HTTPConnection
+
+import ray
+from ray import serve
+
+from cluster import ray_head
+from cluster.errors import OperatorError, ServingError
+from cluster.settings import Boot
+from deployments import applications as apps
+
+WAIT_S = 120.0
+
+
+def bring_up(boot_file: str) -> None:
+    """Deploy the controller and this node's gateway, and wait until the gateway answers. Raises: OperatorError."""
+    boot = Boot.read(boot_file)
+    ray_head.connect(boot)
+    serve.start(proxy_location="Disabled")
+    node = ray.get_runtime_context().get_node_id()
+    gateway = apps.gateway_application(boot_file, node, boot.settings.gateway.replicas)
+    serve.run_many(
+        [
+            serve.RunTarget(apps.controller_application(boot_file), name=apps.CONTROLLER_APP, route_prefix=None),
+            serve.RunTarget(gateway, name=apps.GATEWAY_APP + node, route_prefix=None),
+        ],
+        wait_for_applications_running=False,
+    )
+    deadline_s = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline_s:
+        for name, app in serve.status().applications.items():
+            if app.status == "DEPLOY_FAILED":
+                raise OperatorError(f"{name} could not be started: {app.message}")
+        if _answers(boot):
+            return
+        time.sleep(0.2)
+    raise OperatorError(f"the gateway did not answer on port {boot.http_port} within {WAIT_S:.0f} s")
+
+
+def _answers(boot: Boot) -> bool:
+    host = boot.settings.http.host
+    connection = HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::") else host, boot.http_port, timeout=2)
+    try:
+        connection.request("GET", "/-/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--boot", required=True)
+    arguments = parser.parse_args()
+    try:
+        bring_up(arguments.boot)
+    except ServingError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    finally:
+        ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The Serve applications Prism runs: one per model version, one gateway per node, one controller.
+
+Names, options and version strings are decided here. A deployment's version string is a hash of what makes its
+replicas what they are (artifact, Prism version, actor options): deploying it again with the same string changes
+settings in place and leaves every replica running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from cluster import __version__
+from cluster.documents import DeploySettings, VersionRecord
+from deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S, policy_arguments
+
+CONTROLLER_APP = "prism-controller"
+GATEWAY_APP = "prism-gateway-"  # followed by the node's id
+MODEL_APP = "model:"
+MODEL_DEPLOYMENT = "replica"
+DRAIN_SPARE_S = 10.0  # on top of the longest deadline a request may have
+
+_QUIET = LoggingConfig(enable_access_log=False)
+_CONTROL = {"max_ongoing_requests": 1000, "graceful_shutdown_wait_loop_s": 0.5, "logging_config": _QUIET}
+
+
+def app_name(model: str, version: str) -> str:
+    """The Serve application of a model version."""
+    return f"{MODEL_APP}{model}:{version}"
+
+
+def parse_app_name(name: str) -> tuple[str, str] | None:
+    """(model, version), or None for an application that is not a model version."""
+    if not name.startswith(MODEL_APP):
+        return None
+    model, _, version = name.removeprefix(MODEL_APP).rpartition(":")
+    return (model, version) if model and version else None
+
+
+def model_application(boot_file: str, model: str, record: VersionRecord, max_deadline_s: float) -> Application:
+    """The application that serves `record`, whose `deploy` must be set."""
+    from deployments.replica import ModelReplica
+
+    deploy = record.deploy
+    assert deploy is not None
+    identity = replace(record, deploy=None)
+    actor = actor_options(deploy)
+    deployment = serve.deployment(ModelReplica, name=MODEL_DEPLOYMENT).options(
+        version=_hash(__version__, asdict(identity), actor, boot_file),
+        ray_actor_options=actor,
+        user_config=asdict(deploy),
+        autoscaling_config=_autoscaling(deploy),
+        max_ongoing_requests=1000,
+        health_check_period_s=2.0,
+        health_check_timeout_s=5.0,
+        graceful_shutdown_timeout_s=max_deadline_s + DRAIN_SPARE_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=100,
+        logging_config=_QUIET,
+        request_router_config=RequestRouterConfig(request_router_class="deployments.gateway.membership.WireRouter"),
+        _internal=True,
+    )
+    return _bound(
+        deployment,
+        boot_file,
+        model,
+        json.dumps(asdict(identity)),
+        max(1, int(deploy.num_cpus)),
+        "gpu" if "num_gpus" in actor else "cpu",
+        max_deadline_s + DRAIN_SPARE_S / 2,
+    )
+
+
+def gateway_application(boot_file: str, node_id: str, replicas: int) -> Application:
+    """The gateway of one node."""
+    from deployments.gateway.gateway import Gateway
+
+    actor = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node_id}}
+    deployment = serve.deployment(Gateway, name="gateway").options(
+        version=_hash(__version__, boot_file, actor),
+        num_replicas=replicas,
+        ray_actor_options=actor,
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=60.0,
+        max_surge_percent=100,
+        _internal=True,
+        **_CONTROL,
+    )
+    return _bound(deployment, boot_file)
+
+
+def controller_application(boot_file: str) -> Application:
+    """The controller, of which there is one."""
+    from deployments.controller import Controller
+
+    deployment = serve.deployment(Controller, name="controller").options(
+        version=_hash(__version__, boot_file),
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2.0,
+        health_check_timeout_s=30.0,
+        _internal=True,
+        **_CONTROL,
+    )
+    return _bound(deployment, boot_file)
+
+
+def actor_options(deploy: DeploySettings) -> dict[str, Any]:
+    """Ray's resources for one replica."""
+    options: dict[str, Any] = {"num_cpus": deploy.num_cpus}
+    if deploy.num_gpus and deploy.accelerator != "cpu":
+        options["num_gpus"] = deploy.num_gpus
+    return options
+
+
+def _autoscaling(deploy: DeploySettings) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=deploy.min_replicas,
+        initial_replicas=max(1, deploy.min_replicas),
+        max_replicas=deploy.max_replicas,
+        metrics_interval_s=METRICS_INTERVAL_S,
+        look_back_period_s=LOOK_BACK_S,
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,  # ScalePolicy decides when
+        policy=AutoscalingPolicy(
+            policy_function="deployments.scaling:ServeScale", policy_kwargs=policy_arguments(deploy)
+        ),
+    )
+
+
+def _bound(deployment: Deployment, *arguments: Any) -> Application:
+    application = deployment.bind(*arguments)
+    assert isinstance(application, Application)
+    return application
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

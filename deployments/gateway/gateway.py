@@ -1,0 +1,159 @@
+"""The gateway: Ray Serve's view of one process that listens for clients itself.
+
+Serve places it, checks its health and replaces it. Its listening socket is handed to it through the node's door, so
+it outlives any gateway; its connections to replicas are its own; what it routes by it reads from the version store and
+keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from pathlib import Path
+
+import ray
+from cluster.door import open_door
+from cluster.store.follow import Follower
+from cluster.store.redis import RedisStore
+from deployments.gateway.app import build_app
+from deployments.gateway.listener import HttpServer
+from deployments.metrics import Metrics
+from deployments.wire.client import VersionClient
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.documents import VersionRecord, VersionStatus
+from cluster.errors import ServingError, StoreUnavailable
+from cluster.settings import Boot
+from deployments import applications as apps
+from deployments.gateway.membership import MEMBERSHIP, Addresses
+from deployments.gateway.routes import RoutingTable
+
+log = logging.getLogger("ray.serve")
+
+STATUS_S = 2.0  # how old the statuses that the page and `ready` show may be
+DRAIN_S = 45.0  # below Serve's grace period for a gateway
+
+
+class Gateway:
+    """Deployed by `deployments.applications.gateway_application`."""
+
+    async def __init__(self, boot_file: str) -> None:
+        """Raises: OperatorError when the node's door does not hand out the listening socket."""
+        self._boot = boot = Boot.read(boot_file)
+        self._loop = asyncio.get_running_loop()
+        self._node = ray.get_runtime_context().get_node_id()
+        self._store = RedisStore(boot.store_url)
+        unique = serve.get_replica_context().replica_id.unique_id
+        state = Path(boot.home) / "routes.json"
+        self._follower = Follower(self._store, state)
+        self._metrics = Metrics(gateway=unique)
+        self._handles: dict[tuple[str, str], DeploymentHandle] = {}
+        self._waking: set[tuple[str, str]] = set()
+        self._table = RoutingTable(self._connect, self._disconnect)
+        self._statuses: dict[str, dict[str, VersionStatus]] = {}
+        self._statuses_s = 0.0
+        await asyncio.to_thread(self._read)
+        self._table.apply(self._follower.documents)
+        self._table.know(self._statuses)
+        app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token)
+        sock = await asyncio.to_thread(open_door, boot.door, 10.0)
+        self._server = HttpServer(sock, self._table, app, boot.settings, self._metrics)
+        await self._server.start()
+        self._polled_s = time.monotonic()
+        self._task = self._loop.create_task(self._follow())
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)  # requests make little garbage in cycles
+
+    def _read(self) -> bool:
+        """Poll the store; in a thread. True if something changed."""
+        changed = self._follower.poll()
+        now_s = time.monotonic()
+        if changed or now_s - self._statuses_s > STATUS_S:
+            try:
+                self._statuses = {model: self._store.statuses(model) for model in self._follower.documents}
+                self._statuses_s = now_s
+            except StoreUnavailable:
+                pass
+        return bool(changed)
+
+    async def _follow(self) -> None:
+        """Keep the routing table like the store for as long as the gateway lives."""
+        poll_s = self._boot.settings.gateway.poll_s
+        while True:
+            try:
+                await asyncio.to_thread(self._store.wait, poll_s)
+            except StoreUnavailable:
+                await asyncio.sleep(poll_s)
+            try:
+                if await asyncio.to_thread(self._read):
+                    self._table.apply(self._follower.documents)
+                self._table.know(self._statuses)
+            except ServingError as error:
+                log.warning("the routing table was not changed: %s", error.message)
+            except Exception:
+                log.exception("the routing table was not changed")
+            self._polled_s = time.monotonic()
+
+    def _connect(self, model: str, record: VersionRecord) -> VersionClient:
+        """A client for one version, told of its replicas by Serve's own broadcast."""
+        key = (model, record.version)
+        application = apps.app_name(model, record.version)
+        client = VersionClient(
+            record,
+            self._boot.settings.gateway,
+            self._boot.wire_secret,
+            self._node,
+            lambda: self._wake(key),
+        )
+
+        def told(replicas: Addresses) -> None:
+            self._loop.call_soon_threadsafe(client.update, replicas)
+
+        handle = serve.get_deployment_handle(apps.MODEL_DEPLOYMENT, app_name=application, _check_exists=False)
+        handle._init()
+        self._handles[key] = handle
+        MEMBERSHIP.listen(application, told)
+        return client
+
+    def _disconnect(self, model: str, client: VersionClient) -> None:
+        key = (model, client.record.version)
+        MEMBERSHIP.forget(apps.app_name(*key))
+        client.close()
+        handle = self._handles.pop(key, None)
+        if handle is not None:
+            self._loop.run_in_executor(None, handle.shutdown)
+
+    def _wake(self, key: tuple[str, str]) -> None:
+        """Requests wait and there is no replica: a queued call tells Serve's autoscaler."""
+        handle = self._handles.get(key)
+        if handle is None or key in self._waking:
+            return
+        self._waking.add(key)
+        self._loop.create_task(self._wait_awake(key, handle))
+
+    async def _wait_awake(self, key: tuple[str, str], handle: DeploymentHandle) -> None:
+        try:
+            await asyncio.wait_for(handle.wake.remote(), self._boot.settings.gateway.max_deadline_s)
+        except Exception as error:  # whatever it was, waiting requests have their own deadlines
+            log.warning("waking %s:%s: %s", *key, type(error).__name__)
+        finally:
+            self._waking.discard(key)
+
+    async def check_health(self) -> None:
+        """Raises if the gateway no longer listens or no longer follows the store."""
+        if self._task.done():
+            raise RuntimeError("the gateway no longer follows the store")
+        self._server.check()
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops the gateway: stop accepting, answer what was accepted."""
+        server = getattr(self, "_server", None)
+        if server is not None:
+            self._task.cancel()
+            await server.drain(DRAIN_S)
+            await server.stop()
+            await self._table.close()

@@ -1,0 +1,154 @@
+"""A model replica: Ray Serve's view of one engine.
+
+It fetches and verifies the artifact, opens the runtime, warms it up with the artifact's sample, listens on the wire,
+and reports addresses, health and load. No request reaches it through Serve except `wake`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from cluster.artifacts_store import ArtifactStore
+from ray import serve
+
+from cluster.artifact import SAMPLE, Artifact
+from cluster.documents import DeploySettings, VersionRecord
+from cluster.errors import ArtifactCorrupt, ConversionFailed
+from cluster.policy.batch import BatchPolicy
+from cluster.settings import Boot
+from converters.runtime import Runtime, open_runtime
+from deployments import scaling
+from deployments.engine import Engine
+from deployments.wire.server import WireServer
+
+log = logging.getLogger("ray.serve")
+
+
+class ModelReplica:
+    """One replica of one model version. Deployed by `deployments.applications.model_application`."""
+
+    async def __init__(
+        self, boot_file: str, model: str, record: str, threads: int, accelerator: str, drain_s: float
+    ) -> None:
+        """Raises whatever keeps the version from being served, so that a failed load is a failed start.
+
+        Args:
+            boot_file: Path of the `Boot` file.
+            model: The model's name.
+            record: JSON of the `VersionRecord`, without its `deploy`, which arrives through `reconfigure`.
+            threads: Threads the runtime computes with.
+            accelerator: "cpu" or "gpu".
+            drain_s: How long `__del__` may wait for what gateways have sent.
+        """
+        self._model = model
+        self._record = msgspec.json.decode(record, type=VersionRecord)
+        boot = Boot.read(boot_file)
+        started_s = time.monotonic()
+        self._artifact = await asyncio.to_thread(self._fetch, boot)
+        self._drain_s = drain_s
+        runtime = await asyncio.to_thread(open_runtime, self._artifact, threads=threads, accelerator=accelerator)
+        self._costs = self._artifact.cost_curve(accelerator)
+        await asyncio.to_thread(warm_up, runtime, self._artifact)
+        loop = asyncio.get_running_loop()
+        self._engine = Engine(runtime, self._record.signature, self._policy(DeploySettings()), loop)
+        self._engine.start()
+        unique = serve.get_replica_context().replica_id.unique_id
+        self._wire = await WireServer.listen(
+            self._engine,
+            self._record.signature,
+            unix_path=str(Path(boot.run_dir) / f"w-{unique}.sock"),
+            secret=boot.wire_secret,
+            replica_id=unique,
+        )
+        self._counted = (time.monotonic(), 0, 0, 0.0)
+        self._capacity = self._costs.rows_per_s(self._record.signature.max_rows)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)  # requests make little garbage in cycles
+        log.info("%s:%s is ready after %.2f s", model, self._record.version, time.monotonic() - started_s)
+
+    def _fetch(self, boot: Boot) -> Artifact:
+        store = ArtifactStore(boot.artifacts_url, Path(boot.home) / "cache")
+        artifact = Artifact.read(store.fetch(self._record.uri, self._record.digest))
+        if artifact.digest != self._record.digest:
+            raise ArtifactCorrupt(
+                f"manifest.json: expected digest {self._record.digest[:16]}..., got {artifact.digest[:16]}..."
+            )
+        artifact.verify()
+        return artifact
+
+    def _policy(self, deploy: DeploySettings) -> BatchPolicy:
+        most = self._record.signature.max_rows
+        rows = deploy.max_batch_rows or self._costs.best_rows(most)
+        return BatchPolicy(
+            max_rows=min(rows, most),
+            max_queue_rows=max(deploy.max_queue_rows, most),
+            max_wait_s=deploy.max_wait_s,
+            costs=self._costs,
+        )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve calls this when the version's settings change in place."""
+        self._engine.set_policy(self._policy(msgspec.convert(user_config, DeploySettings)))
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Where gateways reach this replica; Serve broadcasts it to every handle."""
+        return self._wire.addresses()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Rates since the last call, and what waits now; names are in `deployments.scaling`."""
+        engine = self._engine
+        now_s, rows_in, rows_done, busy_s = time.monotonic(), engine.rows_in, engine.rows_done, engine.busy_total_s()
+        before_s, rows_in_before, done_before, busy_before_s = self._counted
+        elapsed_s = max(now_s - before_s, 1e-3)
+        self._counted = (now_s, rows_in, rows_done, busy_s)
+        return {
+            scaling.ROWS_IN: (rows_in - rows_in_before) / elapsed_s,
+            scaling.ROWS_DONE: (rows_done - done_before) / elapsed_s,
+            scaling.QUEUE: float(engine.queue_rows()),
+            scaling.BACKLOG: float(self._wire.backlog_rows()),
+            scaling.BUSY: min(1.0, max(0.0, (busy_s - busy_before_s) / elapsed_s)),
+            scaling.CAPACITY: self._capacity,
+        }
+
+    async def check_health(self) -> None:
+        """Raises if the engine has hung."""
+        self._engine.check()
+
+    async def wake(self) -> str:
+        """Nothing to do: a queued call is how Serve learns that a version at zero replicas is wanted."""
+        return self._record.version
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops the replica: finish what gateways have sent."""
+        wire = getattr(self, "_wire", None)
+        if wire is not None:
+            await wire.drain(timeout_s=self._drain_s)
+            self._engine.close()
+
+
+def warm_up(runtime: Runtime, artifact: Artifact) -> None:
+    """Run the artifact's sample, alone and as the largest batch, so that the first request finds everything loaded.
+
+    Raises: ConversionFailed if the sample does not fit the signature.
+    """
+    signature = artifact.manifest.signature
+    file = artifact.path / SAMPLE
+    if not file.is_file():
+        return
+    with np.load(file, allow_pickle=False) as sample:
+        missing = [spec.name for spec in signature.inputs if spec.name not in sample]
+        if missing:
+            raise ConversionFailed(f"{SAMPLE}: no example of input {missing[0]!r}")
+        inputs = tuple(np.ascontiguousarray(sample[spec.name]) for spec in signature.inputs)
+    runtime.run(inputs if not signature.batched else tuple(array[:1] for array in inputs))
+    if signature.batched:
+        rows = min(signature.max_rows, 16)
+        runtime.run(tuple(np.repeat(array[:1], rows, axis=0) for array in inputs))

@@ -1,0 +1,90 @@
+from cluster.policy.reconcile import LOST_AFTER_S, RETRY_FIRST_S, Applied, Seen, Wanted, plan, reason_of
+
+APP = "model:m:1"
+WANT = {APP: Wanted("m", "1", "digest", "spec-a")}
+
+
+def steps(wanted, seen, memory, now_s=100.0, before=None):
+    return plan(wanted, seen, memory, before or {}, now_s)
+
+
+def test_what_is_wanted_and_missing_is_run_once():
+    first = steps(WANT, {}, {})
+    assert first.run == (APP,) and first.statuses[APP].state == "LOADING"
+    assert steps(WANT, {APP: Seen("DEPLOYING")}, first.memory).run == ()
+
+
+def test_a_second_look_at_an_unchanged_application_does_nothing():
+    memory = steps(WANT, {}, {}).memory
+    again = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory, 500.0)
+    assert again.run == again.delete == ()
+    assert again.statuses[APP].state == "READY" and again.statuses[APP].ready_once
+
+
+def test_a_changed_spec_is_run_again_without_deleting():
+    memory = steps(WANT, {}, {}).memory
+    changed = {APP: Wanted("m", "1", "digest", "spec-b")}
+    again = steps(changed, {APP: Seen("RUNNING", 1, 1)}, memory)
+    assert again.run == (APP,) and again.delete == ()
+
+
+def test_what_is_not_wanted_is_deleted_once():
+    assert steps({}, {APP: Seen("RUNNING", 1, 1)}, {}).delete == (APP,)
+    assert steps({}, {APP: Seen("DELETING")}, {}).delete == ()
+
+
+def test_an_application_that_vanished_is_run_again():
+    memory = {APP: Applied("spec-a", 100.0)}
+    assert steps(WANT, {}, memory, 100.0 + LOST_AFTER_S / 2).run == ()
+    assert steps(WANT, {}, memory, 101.0 + LOST_AFTER_S).run == (APP,)
+
+
+def test_a_failure_is_reported_with_its_reason_and_tried_again_later_and_later():
+    memory = {APP: Applied("spec-a", 100.0)}
+    failed = {APP: Seen("DEPLOY_FAILED", message="Traceback...\ncluster.errors.ArtifactCorrupt: model.onnx: changed\n")}
+    first = steps(WANT, failed, memory, 100.0)
+    assert first.statuses[APP].state == "FAILED"
+    assert first.statuses[APP].reason == "ArtifactCorrupt: model.onnx: changed"
+    assert first.run == first.delete == ()
+    due = steps(WANT, failed, first.memory, 100.0 + RETRY_FIRST_S)
+    assert due.delete == (APP,)
+    retried = steps(WANT, {}, due.memory, 101.0 + RETRY_FIRST_S)
+    assert retried.run == (APP,) and retried.statuses[APP].state == "FAILED"
+    second = steps(WANT, failed, retried.memory, 200.0)
+    assert second.memory[APP].retry_at_s == 200.0 + 2 * RETRY_FIRST_S
+
+
+def test_success_forgets_earlier_failures():
+    memory = {APP: Applied("spec-a", 100.0, failures=3)}
+    assert steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory).memory[APP].failures == 0
+
+
+def test_one_failing_version_leaves_the_others_alone():
+    wanted = {**WANT, "model:m:2": Wanted("m", "2", "d2", "spec")}
+    seen = {APP: Seen("DEPLOY_FAILED"), "model:m:2": Seen("RUNNING", 1, 1)}
+    memory = {APP: Applied("spec-a"), "model:m:2": Applied("spec")}
+    decided = steps(wanted, seen, memory)
+    assert decided.run == decided.delete == ()
+    assert decided.statuses["model:m:2"].state == "READY"
+
+
+def test_a_version_that_was_ready_and_lost_its_replicas_is_degraded():
+    memory = {APP: Applied("spec-a")}
+    ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory)
+    lost = steps(WANT, {APP: Seen("RUNNING", 0, 1)}, ready.memory, before=ready.statuses)
+    assert lost.statuses[APP].state == "DEGRADED" and lost.statuses[APP].ready_once
+
+
+def test_a_version_scaled_to_zero_sleeps():
+    assert steps(WANT, {APP: Seen("RUNNING", 0, 0)}, {APP: Applied("spec-a")}).statuses[APP].state == "ASLEEP"
+
+
+def test_another_artifact_has_to_prove_itself_anew():
+    ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, {APP: Applied("spec-a")})
+    other = {APP: Wanted("m", "1", "other", "spec-b")}
+    assert not steps(other, {}, {}, before=ready.statuses).statuses[APP].ready_once
+
+
+def test_a_reason_is_one_line_even_without_an_error():
+    assert reason_of("  waiting for CPUs\nmore") == "waiting for CPUs"
+    assert reason_of("") == ""
