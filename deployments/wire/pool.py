@@ -1,0 +1,549 @@
+"""Which request goes to which replica when, for one model version: a state machine without sockets or clock.
+
+How it works. Requests wait in lanes, one per (priority, shape), because only such requests may share a micro-batch.
+`step` makes micro-batches out of them while some replica has a free slot: the oldest waiting request of the class
+whose turn it is decides the lane, the replica with the fewest outstanding rows gets it. So whatever arrived while
+micro-batches were in flight goes out with the next one, and an idle pool sends at once.
+
+When a replica's connection breaks, its unanswered requests become suspects: each has one more chance, alone on a
+replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. A replica
+that stays silent while it owes answers is set aside until it speaks, and what it owes is tried elsewhere if there is
+an elsewhere. Each micro-batch has a call id of its own; a result for a call that is no longer open is dropped.
+
+The shell (`deployments.wire.client`) tells events through the methods, calls `step`, carries out the actions it
+returns, and calls every reply in `answers`, which it empties. Times are on the shell's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
+from typing import Protocol
+
+from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
+from deployments.call import BATCH, INTERACTIVE, Reply, TensorAnswer, TensorRequest
+
+Outcome = TensorAnswer | ServingError
+
+MAX_ATTEMPTS = 2
+CLASS_TURN = 8  # every so many micro-batches the less urgent class goes first
+SILENCE_S = 1.0  # the least silence that sets a replica aside
+BUSY_PING_S = 0.3  # how often a replica that owes answers is asked for a sign of life
+IDLE_PING_S = 1.0
+WANTED_S = 1.0  # how often the shell is reminded that requests wait for a version without replicas
+
+WAITING, SENT, DONE = 0, 1, 2
+
+
+class Withdrawer(Protocol):
+    """Who a ticket turns to."""
+
+    def withdraw(self, entry: Entry) -> None: ...
+
+
+class Entry:
+    """A submitted request; as a `Ticket`, what its submitter holds."""
+
+    __slots__ = ("attempts", "call", "deadline_s", "owner", "reply", "request", "rows", "seq", "size_bytes", "state")
+
+    def __init__(self, owner: Withdrawer, request: TensorRequest, reply: Reply) -> None:
+        self.owner = owner
+        self.request = request
+        self.reply = reply
+        self.rows = request.rows
+        self.deadline_s = request.deadline_s
+        self.size_bytes = 0
+        self.seq = 0
+        self.attempts = 0
+        self.state = DONE
+        self.call: Call | None = None
+
+    def cancel(self) -> None:
+        """The client went away. The reply is called with `Cancelled` unless it was called before."""
+        if self.state != DONE:
+            self.owner.withdraw(self)
+
+
+class Call:
+    """A micro-batch in flight."""
+
+    __slots__ = ("entries", "id", "peer", "rows")
+
+    def __init__(self, id: int, peer: Peer, entries: list[Entry], rows: int) -> None:
+        self.id = id
+        self.peer = peer
+        self.entries = entries
+        self.rows = rows
+
+
+class Peer:
+    """A connected replica.
+
+    `outstanding_rows` are in flight from this pool; `queue_rows` is what the replica last said.
+    """
+
+    __slots__ = (
+        "calls",
+        "draining",
+        "exclusive",
+        "heard_s",
+        "key",
+        "outstanding_rows",
+        "owes_since_s",
+        "pinged_s",
+        "queue_rows",
+        "silent",
+    )
+
+    def __init__(self, key: int, queue_rows: int, now_s: float) -> None:
+        self.key = key
+        self.queue_rows = queue_rows
+        self.outstanding_rows = 0
+        self.calls: dict[int, Call] = {}
+        self.draining = False
+        self.silent = False
+        self.exclusive = False  # computing a suspect, or kept free for one
+        self.heard_s = now_s
+        self.pinged_s = now_s
+        self.owes_since_s = now_s  # when it last began to owe an answer
+
+    @property
+    def usable(self) -> bool:
+        return not self.draining and not self.silent
+
+
+class Lane:
+    """Requests that may share a micro-batch, oldest first."""
+
+    __slots__ = ("entries", "key", "priority")
+
+    def __init__(self, key: object, priority: int) -> None:
+        self.key = key
+        self.priority = priority
+        self.entries: deque[Entry] = deque()
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these requests as one micro-batch."""
+
+    peer: int
+    call_id: int
+    requests: list[TensorRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Tell the replica that nobody waits for this request any more."""
+
+    peer: int
+    call_id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SayGoodbye:
+    """Tell the replica that no micro-batch follows."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask for a sign of life, and tell the backlog."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Requests wait, and there is no replica."""
+
+
+Action = Send | Withdraw | SayGoodbye | Ping | Want
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Bounds of one pool.
+
+    Attributes:
+        batch_rows: Rows per micro-batch; a single request with more goes alone.
+        batch_bytes: Likewise in bytes.
+        in_flight: Micro-batches per replica.
+        max_waiting_rows: Rows that may wait here; more are refused.
+        max_waiting_bytes: Likewise in bytes.
+        run_s: Predicted seconds for a batch of n rows; 0 where nothing was measured.
+    """
+
+    batch_rows: int
+    batch_bytes: int
+    in_flight: int
+    max_waiting_rows: int
+    max_waiting_bytes: int
+    run_s: Callable[[int], float]
+
+
+class Pool:
+    """See the module's text. Every submitted entry appears in `answers` exactly once."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self.answers: list[tuple[Reply, Outcome]] = []
+        self.waiting_rows = 0
+        self.waiting_bytes = 0
+        self.peers: dict[int, Peer] = {}
+        self._lanes: dict[object, Lane] = {}
+        self._order: tuple[list[tuple[int, Lane]], list[tuple[int, Lane]]] = ([], [])  # heaps by oldest entry
+        self._suspects: deque[Entry] = deque()
+        self._stale = 0  # answered entries that still lie in a lane
+        self._waiting = 0
+        self._seq = 0
+        self._last_call = 0
+        self._urgent_run = 0
+        self._actions: list[Action] = []
+        self._deadline_s = inf  # no live entry has an earlier one
+        self._watch_s = inf  # when to look at the peers again
+        self._want_s = -inf
+
+    def submit(self, entry: Entry, key: object, size_bytes: int) -> None:
+        """Take a request in. `key`: requests with equal keys and priority may share a micro-batch."""
+        rows = entry.rows
+        settings = self.settings
+        if self.waiting_rows + rows > settings.max_waiting_rows:
+            self.refuse(entry, Overloaded(f"{self.waiting_rows} rows wait, at most {settings.max_waiting_rows} may"))
+            return
+        if self.waiting_bytes + size_bytes > settings.max_waiting_bytes:
+            limit = settings.max_waiting_bytes
+            self.refuse(entry, Overloaded(f"{self.waiting_bytes} bytes wait, at most {limit} may"))
+            return
+        entry.size_bytes = size_bytes
+        entry.state = WAITING
+        entry.seq = self._seq = self._seq + 1
+        self.waiting_rows += rows
+        self.waiting_bytes += size_bytes
+        self._waiting += 1
+        if entry.deadline_s < self._deadline_s:
+            self._deadline_s = entry.deadline_s
+        lane = self._lanes.get(key)
+        if lane is None:
+            priority = entry.request.priority
+            lane = self._lanes[key] = Lane(key, priority)
+            heappush(self._order[priority], (entry.seq, lane))
+        lane.entries.append(entry)
+
+    def refuse(self, entry: Entry, error: ServingError) -> None:
+        """Answer an entry that was never taken in."""
+        entry.state = DONE
+        self.answers.append((entry.reply, error))
+
+    def cancel(self, entry: Entry) -> None:
+        """The submitter lost interest."""
+        if entry.state == DONE:
+            return
+        call = entry.call
+        if call is not None:
+            self._actions.append(Withdraw(call.peer.key, call.id, call.entries.index(entry)))
+        self._settle(entry, Cancelled("the client went away"))
+
+    def fail_waiting(self, error: ServingError) -> None:
+        """Answer everything that is not in flight."""
+        for entry in self._all_waiting():
+            self._settle(entry, error)
+
+    def connected(self, key: int, queue_rows: int, now_s: float) -> None:
+        """A replica can be used from now on."""
+        self.peers[key] = Peer(key, queue_rows, now_s)
+        self._watch_s = min(self._watch_s, now_s + BUSY_PING_S)
+
+    def lost(self, key: int) -> None:
+        """A connection is gone. What it owes is tried once more elsewhere, or failed."""
+        peer = self.peers.pop(key, None)
+        if peer is None:
+            return
+        for call in peer.calls.values():
+            self._suspect(call, "two replicas went away while they computed this request")
+        peer.calls.clear()
+
+    def draining(self, key: int) -> None:
+        """Send this replica nothing more, by its wish or because it is no longer a member."""
+        peer = self.peers.get(key)
+        if peer is not None and not peer.draining:
+            peer.draining = True
+            peer.exclusive = False
+            self._actions.append(SayGoodbye(key))
+
+    def heard(self, key: int, queue_rows: int | None, now_s: float) -> None:
+        """A frame came from the replica."""
+        peer = self.peers.get(key)
+        if peer is not None:
+            peer.heard_s = now_s
+            peer.silent = False
+            if queue_rows is not None:
+                peer.queue_rows = queue_rows
+
+    def result(
+        self, key: int, call_id: int, queue_rows: int, now_s: float, split: Callable[[list[int]], Sequence[Outcome]]
+    ) -> None:
+        """A micro-batch was answered.
+
+        `split` makes one outcome per request of the micro-batch, given their rows; what it raises passes through, and
+        then nothing has changed.
+        """
+        peer = self.peers.get(key)
+        if peer is None:
+            return
+        call = peer.calls.get(call_id)
+        if call is not None:
+            outcomes = split([entry.rows for entry in call.entries])
+            del peer.calls[call_id]
+            peer.outstanding_rows -= call.rows
+            peer.exclusive = False
+            answers = self.answers
+            for entry, outcome in zip(call.entries, outcomes, strict=True):
+                if entry.state == SENT and entry.call is call:
+                    entry.state = DONE
+                    entry.call = None
+                    answers.append((entry.reply, outcome))
+        peer.heard_s = now_s
+        peer.silent = False
+        peer.queue_rows = queue_rows
+
+    def step(self, now_s: float) -> list[Action]:
+        """What to do now, in this order."""
+        if now_s >= self._deadline_s:
+            self._expire(now_s)
+        if now_s >= self._watch_s:
+            self._watch(now_s)
+        if self._waiting:
+            self._dispatch(now_s)
+            if self._waiting and now_s >= self._want_s and self._deserted():
+                self._want_s = now_s + WANTED_S
+                self._actions.append(Want())
+        actions, self._actions = self._actions, []
+        return actions
+
+    def wake_s(self) -> float:
+        """When to call `step` again if nothing happens before."""
+        want_s = self._want_s if self._waiting and self._deserted() else inf
+        return min(self._deadline_s, self._watch_s, want_s)
+
+    @property
+    def in_flight_rows(self) -> int:
+        return sum(peer.outstanding_rows for peer in self.peers.values())
+
+    @property
+    def usable(self) -> int:
+        """Replicas that may be sent work."""
+        return sum(peer.usable for peer in self.peers.values())
+
+    def _deserted(self) -> bool:
+        return all(peer.draining for peer in self.peers.values())
+
+    def _dispatch(self, now_s: float) -> None:
+        while self._suspects:
+            if not self._send_suspect(now_s):
+                break
+        while self._lanes:
+            peer = self._choose()
+            if peer is None:
+                return
+            taken = self._take()
+            if not taken:
+                return
+            self._send(peer, taken, now_s)
+
+    def _choose(self) -> Peer | None:
+        """The replica with the fewest outstanding rows among those with a free slot."""
+        limit = self.settings.in_flight
+        best: Peer | None = None
+        least = 0
+        for peer in self.peers.values():
+            if peer.draining or peer.silent or peer.exclusive or len(peer.calls) >= limit:
+                continue
+            rows = peer.outstanding_rows + peer.queue_rows
+            if best is None or rows < least:
+                best, least = peer, rows
+        return best
+
+    def _take(self) -> list[Entry]:
+        """The next micro-batch's requests."""
+        order = self._next_class()
+        settings = self.settings
+        while order:
+            seq, lane = heappop(order)
+            entries = lane.entries
+            while entries and entries[0].state != WAITING:
+                entries.popleft()
+                self._stale -= 1
+            if not entries:
+                del self._lanes[lane.key]
+                continue
+            if entries[0].seq != seq:  # its oldest was answered: perhaps another lane is older now
+                heappush(order, (entries[0].seq, lane))
+                continue
+            taken: list[Entry] = []
+            rows = size = 0
+            while entries:
+                entry = entries[0]
+                if entry.state != WAITING:
+                    entries.popleft()
+                    self._stale -= 1
+                    continue
+                rows += entry.rows
+                size += entry.size_bytes
+                if taken and (rows > settings.batch_rows or size > settings.batch_bytes):
+                    break
+                taken.append(entries.popleft())
+            if entries:
+                heappush(order, (entries[0].seq, lane))
+            else:
+                del self._lanes[lane.key]
+            return taken
+        return []
+
+    def _next_class(self) -> list[tuple[int, Lane]]:
+        urgent, other = self._order[INTERACTIVE], self._order[BATCH]
+        if not urgent or not other:
+            self._urgent_run = 0
+            return urgent or other
+        if self._urgent_run >= CLASS_TURN - 1:
+            self._urgent_run = 0
+            return other
+        self._urgent_run += 1
+        return urgent
+
+    def _send_suspect(self, now_s: float) -> bool:
+        """Give the first suspect to a replica that has nothing else, or keep one free for it."""
+        while self._suspects and self._suspects[0].state != WAITING:
+            self._suspects.popleft()
+        if not self._suspects:
+            return False
+        usable = [peer for peer in self.peers.values() if peer.usable]
+        idle = next((peer for peer in usable if not peer.calls), None)
+        if idle is not None:
+            self._send(idle, [self._suspects.popleft()], now_s)
+            idle.exclusive = True
+            return True
+        if usable and not any(peer.exclusive for peer in usable):
+            min(usable, key=lambda peer: peer.outstanding_rows).exclusive = True
+        return False
+
+    def _send(self, peer: Peer, entries: list[Entry], now_s: float) -> None:
+        self._last_call = call_id = self._last_call + 1
+        rows = size = 0
+        call = Call(call_id, peer, entries, 0)
+        for entry in entries:
+            entry.state = SENT
+            entry.call = call
+            entry.attempts += 1
+            rows += entry.rows
+            size += entry.size_bytes
+        call.rows = rows
+        self.waiting_rows -= rows
+        self.waiting_bytes -= size
+        self._waiting -= len(entries)
+        if not peer.calls:
+            peer.owes_since_s = now_s
+            self._watch_s = min(self._watch_s, now_s + BUSY_PING_S)
+        peer.calls[call_id] = call
+        peer.outstanding_rows += rows
+        self._actions.append(Send(peer.key, call_id, [entry.request for entry in entries]))
+
+    def _settle(self, entry: Entry, outcome: Outcome) -> None:
+        """Answer a live entry, wherever it is."""
+        if entry.state == WAITING:
+            self.waiting_rows -= entry.rows
+            self.waiting_bytes -= entry.size_bytes
+            self._waiting -= 1
+            if entry.attempts == 0:
+                self._stale += 1
+                if self._stale > 64 + self._waiting:
+                    entry.state = DONE
+                    self._sweep()
+        entry.state = DONE
+        entry.call = None
+        self.answers.append((entry.reply, outcome))
+
+    def _sweep(self) -> None:
+        """Forget answered entries that lie in lanes."""
+        self._lanes = {}
+        lanes = [lane for heap in self._order for _, lane in heap]
+        for heap in self._order:
+            heap.clear()
+        for lane in lanes:
+            lane.entries = deque(entry for entry in lane.entries if entry.state == WAITING)
+            if lane.entries:
+                self._lanes[lane.key] = lane
+                heappush(self._order[lane.priority], (lane.entries[0].seq, lane))
+        self._stale = 0
+
+    def _suspect(self, call: Call, verdict: str) -> None:
+        """A call will not be answered by its replica: its requests get another chance, or the verdict."""
+        for entry in call.entries:
+            if entry.state != SENT or entry.call is not call:
+                continue
+            entry.call = None
+            if entry.attempts >= MAX_ATTEMPTS:
+                self._settle(entry, EngineFailed(verdict))
+                continue
+            entry.state = WAITING
+            self.waiting_rows += entry.rows
+            self.waiting_bytes += entry.size_bytes
+            self._waiting += 1
+            self._suspects.append(entry)
+
+    def _expire(self, now_s: float) -> None:
+        """Answer what is past its deadline, and find the next one."""
+        earliest = inf
+        live = self._all_waiting()
+        for peer in self.peers.values():
+            for call in peer.calls.values():
+                live += [entry for entry in call.entries if entry.state == SENT]
+        for entry in live:
+            if entry.deadline_s <= now_s:
+                where = "while it waited for a replica" if entry.state == WAITING else "before its replica answered"
+                self._settle(entry, DeadlineExceeded(f"the deadline passed {where}"))
+            else:
+                earliest = min(earliest, entry.deadline_s)
+        self._deadline_s = earliest
+
+    def _all_waiting(self) -> list[Entry]:
+        found = [entry for lane in self._lanes.values() for entry in lane.entries if entry.state == WAITING]
+        return found + [entry for entry in self._suspects if entry.state == WAITING]
+
+    def _watch(self, now_s: float) -> None:
+        """Ping, set silent replicas aside, and take from them what others can do."""
+        again_s = inf
+        stalled = now_s - self._watch_s > SILENCE_S / 2  # this process slept: what was sent to it lies unread
+        for peer in self.peers.values():
+            if stalled:
+                peer.heard_s = now_s
+            ping_s = BUSY_PING_S if peer.calls else IDLE_PING_S
+            if now_s - peer.pinged_s >= ping_s:
+                peer.pinged_s = now_s
+                self._actions.append(Ping(peer.key))
+            again_s = min(again_s, peer.pinged_s + ping_s)
+            if peer.calls and not peer.silent:
+                quiet_since_s = max(peer.heard_s, peer.owes_since_s)
+                peer.silent = now_s - quiet_since_s > self._patience_s(peer)
+        self._watch_s = again_s
+        if self.usable:
+            for peer in self.peers.values():
+                if peer.silent:
+                    self._take_back(peer)
+
+    def _patience_s(self, peer: Peer) -> float:
+        return max(SILENCE_S, 3 * self.settings.run_s(peer.outstanding_rows + peer.queue_rows))
+
+    def _take_back(self, peer: Peer) -> None:
+        """Retry a silent replica's unanswered requests elsewhere; those on their last attempt stay with it."""
+        for call in list(peer.calls.values()):
+            if all(entry.attempts < MAX_ATTEMPTS for entry in call.entries if entry.state == SENT):
+                del peer.calls[call.id]
+                peer.outstanding_rows -= call.rows
+                self._suspect(call, "")
+        peer.exclusive = False
