@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import ray
 from cluster.artifacts_store import ArtifactStore
 from ray import serve
 
@@ -26,7 +27,7 @@ from cluster.settings import Boot
 from converters.runtime import Runtime, open_runtime
 from deployments import scaling
 from deployments.engine import Engine
-from deployments.wire.server import WireServer
+from deployments.wire.server import WireServer, WireSettings
 
 log = logging.getLogger("ray.serve")
 
@@ -63,9 +64,13 @@ class ModelReplica:
         self._wire = await WireServer.listen(
             self._engine,
             self._record.signature,
-            unix_path=str(Path(boot.run_dir) / f"w-{unique}.sock"),
-            secret=boot.wire_secret,
-            replica_id=unique,
+            WireSettings(
+                secret=boot.wire_secret,
+                unix_path=str(Path(boot.run_dir) / f"w-{unique}.sock"),
+                node_id=ray.get_runtime_context().get_node_id(),
+                digest=self._record.digest,
+                max_payload_bytes=max(64 << 20, 2 * boot.settings.http.max_body_bytes),
+            ),
         )
         self._counted = (time.monotonic(), 0, 0, 0.0)
         self._capacity = self._costs.rows_per_s(self._record.signature.max_rows)
