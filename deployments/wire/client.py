@@ -14,10 +14,11 @@ from functools import partial
 from math import inf, prod
 
 from cluster.documents import VersionRecord
-from cluster.errors import InvalidRequest, ModelNotReady, TooLarge
+from cluster.errors import InvalidRequest, ModelNotReady, ServingError, TooLarge
 from cluster.settings import GatewaySettings
 from cluster.tensors import ANY
-from deployments.call import Reply, TensorRequest, Ticket
+from deployments.call import BATCH, INTERACTIVE, Reply, TensorRequest, Ticket
+from deployments.wire.calls import Entry, Ping, SayGoodbye, Send, Want, Withdraw
 from deployments.wire.frames import (
     Cancel,
     Frame,
@@ -30,9 +31,9 @@ from deployments.wire.frames import (
     encode_frame,
 )
 from deployments.wire.handshake import check_secret
-from deployments.wire.layout import encode_infer, split_result
+from deployments.wire.layout import check_shapes, encode_infer, split_result
 from deployments.wire.link import Link
-from deployments.wire.pool import Entry, Ping, Pool, PoolSettings, SayGoodbye, Send, Want, Withdraw
+from deployments.wire.pool import Pool, PoolSettings
 
 logger = logging.getLogger(__name__)
 
@@ -120,25 +121,9 @@ class VersionClient:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._tick)
-        data = request.data
-        size = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        rows = request.rows
-        key: object = request.priority
-        if rows < 1 or rows > self._max_rows:
-            self._pool.refuse(entry, InvalidRequest(f"rows: expected 1 to {self._max_rows}, got {rows}"))
-        elif size > self._max_bytes:
-            self._pool.refuse(entry, TooLarge(f"inputs: {size} bytes, at most {self._max_bytes} are accepted"))
-        elif self._closed:
-            self._pool.refuse(entry, ModelNotReady("the version is no longer served here"))
-        else:
-            if self._fixed_row_bytes != 0 and size != rows * self._fixed_row_bytes:
-                self._pool.refuse(
-                    entry, InvalidRequest(f"inputs: {rows} rows need {rows * self._fixed_row_bytes} bytes, got {size}")
-                )
-                return entry
-            if self._fixed_row_bytes == 0:
-                key = (request.priority, tuple([shape[1:] for shape in request.shapes]))
-            self._pool.submit(entry, key, size)
+        refusal = self._admit(entry)
+        if refusal is not None:
+            self._pool.refuse(entry, refusal)
         return entry
 
     def withdraw(self, entry: Entry) -> None:
@@ -216,6 +201,33 @@ class VersionClient:
         else:
             raise FrameError(f"a replica does not send {kind.name}")
         self._schedule()
+
+    def _admit(self, entry: Entry) -> ServingError | None:
+        """Give the request to the pool, or say why not.
+
+        One request that does not fit the signature would spoil the whole frame, so sizes are checked once more.
+        """
+        request, rows = entry.request, entry.rows
+        data = request.data
+        size = len(data[0]) if len(data) == 1 else sum(map(len, data))
+        if rows < 1 or rows > self._max_rows:
+            return InvalidRequest(f"rows: expected 1 to {self._max_rows}, got {rows}")
+        if request.priority not in (INTERACTIVE, BATCH):
+            return InvalidRequest(f"priority: expected {INTERACTIVE} or {BATCH}, got {request.priority}")
+        if size > self._max_bytes:
+            return TooLarge(f"inputs: {size} bytes, at most {self._max_bytes} are accepted")
+        if self._closed:
+            return ModelNotReady("the version is no longer served here")
+        if self._fixed_row_bytes:
+            if size != rows * self._fixed_row_bytes:
+                return InvalidRequest(f"inputs: {rows} rows need {rows * self._fixed_row_bytes} bytes, got {size}")
+            self._pool.submit(entry, request.priority, size)
+            return None
+        error = check_shapes(request, self._signature)
+        if error is None:
+            tails = tuple([shape[1:] for shape in request.shapes])
+            self._pool.submit(entry, (request.priority, tails), size)
+        return error
 
     def _part(self, link: Link) -> None:
         link.leave()

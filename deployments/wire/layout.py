@@ -55,6 +55,19 @@ def encode_infer(
     return _joined(encode_frame(Kind.INFER, meta, call_id, total), chunks, total)
 
 
+def check_shapes(request: TensorRequest, signature: Signature) -> InvalidRequest | None:
+    """Why `request` would not make a valid frame, or None. What BYTES hold is not looked at."""
+    if not len(request.shapes) == len(request.data) == len(signature.inputs):
+        return InvalidRequest(f"inputs: expected {len(signature.inputs)}, got {len(request.data)}")
+    for spec, shape, data in zip(signature.inputs, request.shapes, request.data, strict=True):
+        if not spec.admits(shape) or (signature.batched and shape[0] != request.rows):
+            rows = f" with {request.rows} rows" if signature.batched else ""
+            return InvalidRequest(f"{spec.name}.shape: expected {list(spec.shape)}{rows}, got {list(shape)}")
+        if spec.item_bytes and prod(shape) * spec.item_bytes != len(data):
+            return InvalidRequest(f"{spec.name}: {list(shape)} of {spec.dtype} does not take {len(data)} bytes")
+    return None
+
+
 def decode_infer(meta: Infer, payload: Payload, signature: Signature, now_s: float, source: int = 0) -> MicroBatch:
     """The micro-batch as arrays over `payload`. Raises: FrameError if it does not fit the signature."""
     rows = meta.rows

@@ -19,151 +19,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from math import inf
-from typing import Protocol
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
-from deployments.call import BATCH, INTERACTIVE, Reply, TensorAnswer, TensorRequest
+from deployments.call import Reply, TensorAnswer
+from deployments.wire.calls import (
+    DONE,
+    SENT,
+    WAITING,
+    Action,
+    Call,
+    Entry,
+    Peer,
+    Ping,
+    SayGoodbye,
+    Send,
+    Want,
+    Withdraw,
+)
+from deployments.wire.lanes import Lanes
 
 Outcome = TensorAnswer | ServingError
 
 MAX_ATTEMPTS = 2
-CLASS_TURN = 8  # every so many micro-batches the less urgent class goes first
 SILENCE_S = 1.0  # the least silence that sets a replica aside
 BUSY_PING_S = 0.3  # how often a replica that owes answers is asked for a sign of life
 IDLE_PING_S = 1.0
 WANTED_S = 1.0  # how often the shell is reminded that requests wait for a version without replicas
-
-WAITING, SENT, DONE = 0, 1, 2
-
-
-class Withdrawer(Protocol):
-    """Who a ticket turns to."""
-
-    def withdraw(self, entry: Entry) -> None: ...
-
-
-class Entry:
-    """A submitted request; as a `Ticket`, what its submitter holds."""
-
-    __slots__ = ("attempts", "call", "deadline_s", "owner", "reply", "request", "rows", "seq", "size_bytes", "state")
-
-    def __init__(self, owner: Withdrawer, request: TensorRequest, reply: Reply) -> None:
-        self.owner = owner
-        self.request = request
-        self.reply = reply
-        self.rows = request.rows
-        self.deadline_s = request.deadline_s
-        self.size_bytes = 0
-        self.seq = 0
-        self.attempts = 0
-        self.state = DONE
-        self.call: Call | None = None
-
-    def cancel(self) -> None:
-        """The client went away. The reply is called with `Cancelled` unless it was called before."""
-        if self.state != DONE:
-            self.owner.withdraw(self)
-
-
-class Call:
-    """A micro-batch in flight."""
-
-    __slots__ = ("entries", "id", "peer", "rows")
-
-    def __init__(self, id: int, peer: Peer, entries: list[Entry], rows: int) -> None:
-        self.id = id
-        self.peer = peer
-        self.entries = entries
-        self.rows = rows
-
-
-class Peer:
-    """A connected replica.
-
-    `outstanding_rows` are in flight from this pool; `queue_rows` is what the replica last said.
-    """
-
-    __slots__ = (
-        "calls",
-        "draining",
-        "exclusive",
-        "heard_s",
-        "key",
-        "outstanding_rows",
-        "owes_since_s",
-        "pinged_s",
-        "queue_rows",
-        "silent",
-    )
-
-    def __init__(self, key: int, queue_rows: int, now_s: float) -> None:
-        self.key = key
-        self.queue_rows = queue_rows
-        self.outstanding_rows = 0
-        self.calls: dict[int, Call] = {}
-        self.draining = False
-        self.silent = False
-        self.exclusive = False  # computing a suspect, or kept free for one
-        self.heard_s = now_s
-        self.pinged_s = now_s
-        self.owes_since_s = now_s  # when it last began to owe an answer
-
-    @property
-    def usable(self) -> bool:
-        return not self.draining and not self.silent
-
-
-class Lane:
-    """Requests that may share a micro-batch, oldest first."""
-
-    __slots__ = ("entries", "key", "priority")
-
-    def __init__(self, key: object, priority: int) -> None:
-        self.key = key
-        self.priority = priority
-        self.entries: deque[Entry] = deque()
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these requests as one micro-batch."""
-
-    peer: int
-    call_id: int
-    requests: list[TensorRequest]
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Tell the replica that nobody waits for this request any more."""
-
-    peer: int
-    call_id: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class SayGoodbye:
-    """Tell the replica that no micro-batch follows."""
-
-    peer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Ask for a sign of life, and tell the backlog."""
-
-    peer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """Requests wait, and there is no replica."""
-
-
-Action = Send | Withdraw | SayGoodbye | Ping | Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +78,11 @@ class Pool:
         self.waiting_rows = 0
         self.waiting_bytes = 0
         self.peers: dict[int, Peer] = {}
-        self._lanes: dict[object, Lane] = {}
-        self._order: tuple[list[tuple[int, Lane]], list[tuple[int, Lane]]] = ([], [])  # heaps by oldest entry
+        self._lanes = Lanes()
         self._suspects: deque[Entry] = deque()
-        self._stale = 0  # answered entries that still lie in a lane
         self._waiting = 0
         self._seq = 0
         self._last_call = 0
-        self._urgent_run = 0
         self._actions: list[Action] = []
         self._deadline_s = inf  # no live entry has an earlier one
         self._watch_s = inf  # when to look at the peers again
@@ -228,12 +107,7 @@ class Pool:
         self._waiting += 1
         if entry.deadline_s < self._deadline_s:
             self._deadline_s = entry.deadline_s
-        lane = self._lanes.get(key)
-        if lane is None:
-            priority = entry.request.priority
-            lane = self._lanes[key] = Lane(key, priority)
-            heappush(self._order[priority], (entry.seq, lane))
-        lane.entries.append(entry)
+        self._lanes.add(entry, key)
 
     def refuse(self, entry: Entry, error: ServingError) -> None:
         """Answer an entry that was never taken in."""
@@ -351,7 +225,7 @@ class Pool:
             peer = self._choose()
             if peer is None:
                 return
-            taken = self._take()
+            taken = self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)
             if not taken:
                 return
             self._send(peer, taken, now_s)
@@ -368,53 +242,6 @@ class Pool:
             if best is None or rows < least:
                 best, least = peer, rows
         return best
-
-    def _take(self) -> list[Entry]:
-        """The next micro-batch's requests."""
-        order = self._next_class()
-        settings = self.settings
-        while order:
-            seq, lane = heappop(order)
-            entries = lane.entries
-            while entries and entries[0].state != WAITING:
-                entries.popleft()
-                self._stale -= 1
-            if not entries:
-                del self._lanes[lane.key]
-                continue
-            if entries[0].seq != seq:  # its oldest was answered: perhaps another lane is older now
-                heappush(order, (entries[0].seq, lane))
-                continue
-            taken: list[Entry] = []
-            rows = size = 0
-            while entries:
-                entry = entries[0]
-                if entry.state != WAITING:
-                    entries.popleft()
-                    self._stale -= 1
-                    continue
-                rows += entry.rows
-                size += entry.size_bytes
-                if taken and (rows > settings.batch_rows or size > settings.batch_bytes):
-                    break
-                taken.append(entries.popleft())
-            if entries:
-                heappush(order, (entries[0].seq, lane))
-            else:
-                del self._lanes[lane.key]
-            return taken
-        return []
-
-    def _next_class(self) -> list[tuple[int, Lane]]:
-        urgent, other = self._order[INTERACTIVE], self._order[BATCH]
-        if not urgent or not other:
-            self._urgent_run = 0
-            return urgent or other
-        if self._urgent_run >= CLASS_TURN - 1:
-            self._urgent_run = 0
-            return other
-        self._urgent_run += 1
-        return urgent
 
     def _send_suspect(self, now_s: float) -> bool:
         """Give the first suspect to a replica that has nothing else, or keep one free for it."""
@@ -455,31 +282,16 @@ class Pool:
 
     def _settle(self, entry: Entry, outcome: Outcome) -> None:
         """Answer a live entry, wherever it is."""
-        if entry.state == WAITING:
+        waited = entry.state == WAITING
+        entry.state = DONE
+        if waited:
             self.waiting_rows -= entry.rows
             self.waiting_bytes -= entry.size_bytes
             self._waiting -= 1
-            if entry.attempts == 0:
-                self._stale += 1
-                if self._stale > 64 + self._waiting:
-                    entry.state = DONE
-                    self._sweep()
-        entry.state = DONE
+            if entry.attempts == 0:  # else it is a suspect, and in no lane
+                self._lanes.answered(self._waiting)
         entry.call = None
         self.answers.append((entry.reply, outcome))
-
-    def _sweep(self) -> None:
-        """Forget answered entries that lie in lanes."""
-        self._lanes = {}
-        lanes = [lane for heap in self._order for _, lane in heap]
-        for heap in self._order:
-            heap.clear()
-        for lane in lanes:
-            lane.entries = deque(entry for entry in lane.entries if entry.state == WAITING)
-            if lane.entries:
-                self._lanes[lane.key] = lane
-                heappush(self._order[lane.priority], (lane.entries[0].seq, lane))
-        self._stale = 0
 
     def _suspect(self, call: Call, verdict: str) -> None:
         """A call will not be answered by its replica: its requests get another chance, or the verdict."""
@@ -512,8 +324,7 @@ class Pool:
         self._deadline_s = earliest
 
     def _all_waiting(self) -> list[Entry]:
-        found = [entry for lane in self._lanes.values() for entry in lane.entries if entry.state == WAITING]
-        return found + [entry for entry in self._suspects if entry.state == WAITING]
+        return self._lanes.waiting() + [entry for entry in self._suspects if entry.state == WAITING]
 
     def _watch(self, now_s: float) -> None:
         """Ping, set silent replicas aside, and take from them what others can do."""

@@ -1,0 +1,127 @@
+"""What a pool keeps (requests, micro-batches in flight, connected replicas) and what it asks its shell to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from deployments.call import Reply, TensorRequest
+
+WAITING, SENT, DONE = 0, 1, 2
+
+
+class Withdrawer(Protocol):
+    """Who a ticket turns to."""
+
+    def withdraw(self, entry: Entry) -> None: ...
+
+
+class Entry:
+    """A submitted request; as a `Ticket`, what its submitter holds."""
+
+    __slots__ = ("attempts", "call", "deadline_s", "owner", "reply", "request", "rows", "seq", "size_bytes", "state")
+
+    def __init__(self, owner: Withdrawer, request: TensorRequest, reply: Reply) -> None:
+        self.owner = owner
+        self.request = request
+        self.reply = reply
+        self.rows = request.rows
+        self.deadline_s = request.deadline_s
+        self.size_bytes = 0
+        self.seq = 0
+        self.attempts = 0
+        self.state = DONE
+        self.call: Call | None = None
+
+    def cancel(self) -> None:
+        """The client went away. The reply is called with `Cancelled` unless it was called before."""
+        if self.state != DONE:
+            self.owner.withdraw(self)
+
+
+class Call:
+    """A micro-batch in flight."""
+
+    __slots__ = ("entries", "id", "peer", "rows")
+
+    def __init__(self, id: int, peer: Peer, entries: list[Entry], rows: int) -> None:
+        self.id = id
+        self.peer = peer
+        self.entries = entries
+        self.rows = rows
+
+
+class Peer:
+    """A connected replica.
+
+    `outstanding_rows` are in flight from this pool; `queue_rows` is what the replica last said.
+    """
+
+    __slots__ = (
+        "calls",
+        "draining",
+        "exclusive",
+        "heard_s",
+        "key",
+        "outstanding_rows",
+        "owes_since_s",
+        "pinged_s",
+        "queue_rows",
+        "silent",
+    )
+
+    def __init__(self, key: int, queue_rows: int, now_s: float) -> None:
+        self.key = key
+        self.queue_rows = queue_rows
+        self.outstanding_rows = 0
+        self.calls: dict[int, Call] = {}
+        self.draining = False
+        self.silent = False
+        self.exclusive = False  # computing a suspect, or kept free for one
+        self.heard_s = now_s
+        self.pinged_s = now_s
+        self.owes_since_s = now_s  # when it last began to owe an answer
+
+    @property
+    def usable(self) -> bool:
+        return not self.draining and not self.silent
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these requests as one micro-batch."""
+
+    peer: int
+    call_id: int
+    requests: list[TensorRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Tell the replica that nobody waits for this request any more."""
+
+    peer: int
+    call_id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SayGoodbye:
+    """Tell the replica that no micro-batch follows."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask for a sign of life, and tell the backlog."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Requests wait, and there is no replica."""
+
+
+Action = Send | Withdraw | SayGoodbye | Ping | Want
