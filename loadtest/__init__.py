@@ -1,1 +1,7 @@
 """Load tests: seeded open-loop arrivals, Locust users, reports."""
+
+from loadtest.result import LoadResult, PhaseResult
+from loadtest.runs import Progress, run
+from loadtest.scenario import Scenario
+
+__all__ = ["LoadResult", "PhaseResult", "Progress", "Scenario", "run"]

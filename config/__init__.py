@@ -1,0 +1,1 @@
+"""Files that ship with Prism: settings, scenarios and deployment examples. No code."""

@@ -1,0 +1,345 @@
+"""One load generator process: a Locust user that follows the plan, and how generators start together.
+
+Locust's own users wait for an answer before they send again, so a server that stalls is asked less often while it
+stalls, and the stall hardly shows. Here one user per process sends every arrival at its due time from a pool of
+greenlets and never waits for any of them; latency counts from the due time. What the pool cannot take is dropped and
+counted.
+
+Starting together, also across machines: every process prepares its plan and says so; the master, once all have,
+tells each which part of the arrivals is its own and how soon time 0 is.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.pool import Pool
+from locust import FastHttpUser, LoadTestShape
+from locust.env import Environment
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+
+from loadtest.calls import Call
+from loadtest.plan import Plan
+from loadtest.samples import Outcome, Recorder, outcome_of
+from loadtest.schedule import thin
+
+log = logging.getLogger(__name__)
+
+READY, START, DONE, FAILED = "prism_ready", "prism_start", "prism_done", "prism_failed"
+LEAD_S = 0.5  # between the order to start and time 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which arrivals this process sends (index, index + of, ...), and its monotonic clock at time 0."""
+
+    index: int
+    of: int
+    start_s: float
+
+
+@dataclass(slots=True)
+class Session:
+    """One run, as one process sees it."""
+
+    plan: Plan
+    folder: Path | None  # where samples and progress are written; None keeps them in Locust's own statistics only
+    share: AsyncResult = field(default_factory=AsyncResult)
+    recorder: Recorder = field(default_factory=Recorder)
+    in_flight: int = 0
+    epoch_s: float = 0.0  # wall clock at time 0
+    cpu: list[float] = field(default_factory=list)
+    finished_users: int = 0
+    finished: bool = False
+
+    def label(self, call: Call, version: str) -> str:
+        """How a version is reported: by number, or as model:version where several models take part."""
+        several = len({call.name.partition(":")[0].partition("@")[0] for call in self.plan.calls}) > 1
+        return f"{call.name.partition(':')[0].partition('@')[0]}:{version}" if several and version else version
+
+    def close(self) -> None:
+        """Write the samples, once."""
+        if self.finished:
+            return
+        self.finished = True
+        if self.folder is not None and self.share.ready():
+            about = {"epoch_s": self.epoch_s, "cpu": self.cpu, "index": self.share.get().index}
+            self.recorder.write(self.folder / f"samples-{about['index']}.npz", about)
+
+    def observe(self) -> None:
+        """Write counters and this process's CPU share every second, until the run is over."""
+        share: Share = self.share.get()
+        self.epoch_s = time.time() + share.start_s - time.perf_counter()
+        gevent.sleep(max(share.start_s - time.perf_counter(), 0))
+        stream = (self.folder / f"progress-{share.index}.jsonl").open("w") if self.folder else None
+        cpu_s, at_s = time.process_time(), time.perf_counter()
+        try:
+            while not self.finished:
+                gevent.sleep(1.0)
+                cpu, now_s = time.process_time(), time.perf_counter()
+                self.cpu.append((cpu - cpu_s) / (now_s - at_s))
+                cpu_s, at_s = cpu, now_s
+                if stream:
+                    line = {
+                        "t_s": now_s - share.start_s,
+                        "recorded": len(self.recorder),
+                        "ok": self.recorder.count(Outcome.OK),
+                        "dropped": self.recorder.count(Outcome.DROPPED),
+                        "in_flight": self.in_flight,
+                        "cpu": self.cpu[-1],
+                    }
+                    print(json.dumps(line), file=stream, flush=True)
+        finally:
+            if stream:
+                stream.close()
+
+
+class PlanUser(FastHttpUser):  # type: ignore[misc]
+    """Sends what the plan says. Open loop: one such user per process. Closed loop: `plan.users` over all processes."""
+
+    abstract = True
+    session: Session | None = None  # of the run in progress
+    concurrency = 4096  # the pool bounds what is open; a bound here would make senders wait and close the loop
+
+    def on_start(self) -> None:
+        session = self.session
+        if session is None:
+            raise RuntimeError("no plan: the run could not be prepared")
+        agent = self.client.client
+        # Any answer is an answer: judged below, without the exception and the transcript made for every refusal.
+        agent.valid_response_codes = frozenset(range(100, 600))
+        agent.cookiejar = None
+        self._open_connections(session.plan)
+
+    def follow(self) -> None:
+        session = self.session
+        assert session is not None
+        share: Share = session.share.get()
+        if session.plan.loop == "open":
+            self._follow_arrivals(session, share)
+        else:
+            self._repeat(session, share)
+        session.finished_users += 1
+        if session.plan.loop == "open" or session.finished_users >= self.environment.runner.user_count:
+            session.close()
+            _say_done(self.environment)
+        gevent.sleep(3600)  # the shape ends the run
+
+    tasks: ClassVar[list[Callable[[Any], None]]] = [follow]
+
+    def on_stop(self) -> None:
+        if self.session is not None:
+            self.session.close()
+
+    def _follow_arrivals(self, session: Session, share: Share) -> None:
+        plan, recorder = session.plan, session.recorder
+        pool = Pool(plan.max_in_flight)
+        mine = thin(len(plan.schedule.due_s), share.index, share.of)
+        arrivals = list(
+            zip(plan.schedule.due_s[mine].tolist(), plan.call[mine].tolist(), plan.key[mine].tolist(), strict=True)
+        )
+        gc.collect()
+        gc.freeze()
+        open_requests: dict[int, tuple[float, float, int]] = {}
+        for i, (due_s, call, key) in enumerate(arrivals):
+            gevent.sleep(max(share.start_s + due_s - time.perf_counter(), 0))
+            if pool.full():
+                recorder.add(due_s, nan, nan, Outcome.DROPPED, "", call)
+            else:
+                pool.spawn(self._send_open, session, share, open_requests, i, due_s, call, key)
+        left_s = share.start_s + plan.schedule.end_s - time.perf_counter()
+        gevent.sleep(max(left_s, 0))
+        pool.join(timeout=plan.timeout_s + 1.0)
+        pool.kill()
+        for due_s, sent_s, call in open_requests.values():
+            recorder.add(due_s, sent_s, nan, Outcome.UNANSWERED, "", call)
+
+    def _send_open(
+        self,
+        session: Session,
+        share: Share,
+        open_requests: dict[int, tuple[float, float, int]],
+        i: int,
+        due_s: float,
+        call: int,
+        key: int,
+    ) -> None:
+        sent_s = time.perf_counter() - share.start_s
+        open_requests[i] = (due_s, sent_s, call)
+        self._send(session, share, due_s, sent_s, call, key)
+        del open_requests[i]
+
+    def _repeat(self, session: Session, share: Share) -> None:
+        plan = session.plan
+        i = (share.index * 7919 + session.in_flight * 104729) % len(plan.call)
+        gevent.sleep(max(share.start_s - time.perf_counter(), 0))
+        while (now_s := time.perf_counter() - share.start_s) < plan.schedule.end_s:
+            self._send(session, share, now_s, now_s, int(plan.call[i]), int(plan.key[i]))
+            i = (i + 1) % len(plan.call)
+
+    def _send(self, session: Session, share: Share, due_s: float, sent_s: float, index: int, key: int) -> None:
+        call = session.plan.calls[index]
+        headers = call.headers if key < 0 else {**call.headers, "X-Prism-Key": f"k{key}"}
+        session.in_flight += 1
+        try:
+            with self.client.post(
+                call.path,
+                data=call.body,
+                headers={**headers, "Accept-Encoding": "identity"},
+                name=call.name,
+                catch_response=True,
+            ) as response:
+                done_s = time.perf_counter() - share.start_s
+                outcome, version = _judge(response)
+                response.request_meta["response_time"] = (done_s - due_s) * 1e3
+                if outcome is Outcome.OK:
+                    response.success()
+                else:
+                    response.failure(outcome.label)
+        finally:
+            session.in_flight -= 1
+        session.recorder.add(due_s, sent_s, done_s, outcome, session.label(call, version), index)
+
+    def _open_connections(self, plan: Plan) -> None:
+        """Fill the connection pool, a few at a time: a burst of handshakes can overflow a server's listen queue, and
+        the retransmission would cost the first requests a second."""
+        url = f"{self.host}/v2/health/live"
+
+        def touch() -> None:
+            try:
+                self.client.client.urlopen(url).read()
+            except Exception as error:
+                log.debug("opening a connection: %s", error)
+
+        wanted = plan.connections if plan.loop == "open" else 1
+        for count in range(min(16, wanted), wanted + 16, 16):
+            gevent.joinall([gevent.spawn(touch) for _ in range(min(count, wanted))], timeout=plan.timeout_s)
+
+
+def _judge(response: Any) -> tuple[Outcome, str]:
+    status = response.status_code
+    if not status:
+        error = getattr(response, "error", None)
+        return (Outcome.TIMEOUT if isinstance(error, TimeoutError) else Outcome.CONNECTION), ""
+    headers = response.headers or {}
+    version = headers.get("X-Prism-Model-Version") or ""
+    return outcome_of(status), str(version)
+
+
+class PlanShape(LoadTestShape):  # type: ignore[misc]
+    """As many Locust users as the plan needs, until every process is done; Locust asks once a second."""
+
+    abstract = True
+    plan: Plan | None = None
+    failed = False
+
+    def tick(self) -> tuple[int, float] | None:
+        state = _states.get(id(self.runner))
+        if self.failed or (state is not None and state.done >= state.workers):
+            return None
+        workers = max(_worker_count(self.runner), 1)
+        users = workers if self.plan is None or self.plan.loop == "open" else max(self.plan.users, workers)
+        return users, users
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the process that gives the orders (master, or the only one) knows about the others."""
+
+    workers: int
+    ready: set[str] = field(default_factory=set)
+    done: int = 0
+
+
+_states: dict[int, _Progress] = {}
+
+
+def prepare(environment: Environment, make_plan: Callable[[], Plan], folder: Path | None) -> None:
+    """At the start of a run, in every process: make the plan, and start once all others have theirs."""
+    runner = environment.runner
+    if not isinstance(runner, WorkerRunner):
+        _states[id(runner)] = _Progress(max(_worker_count(runner), 1))
+    plan = make_plan()
+    PlanShape.plan, PlanShape.failed = plan, False
+    if isinstance(runner, MasterRunner):
+        return
+    session = Session(plan, folder)
+    PlanUser.session = session
+    PlanUser.network_timeout = PlanUser.connection_timeout = plan.timeout_s
+    gevent.spawn(session.observe)
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(READY)
+    else:
+        # The user opens its connections before time 0.
+        session.share.set(Share(0, 1, time.perf_counter() + LEAD_S))
+
+
+def give_up(environment: Environment) -> None:
+    """A process could not make its plan: end the run everywhere."""
+    PlanUser.session = None
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message(FAILED)
+    else:
+        PlanShape.failed = True
+
+
+def forget(environment: Environment) -> None:
+    """After a run, so that another can be started from Locust's page."""
+    _states.pop(id(environment.runner), None)
+
+
+def connect(environment: Environment) -> None:
+    """Once per process: listen for what the others say."""
+    runner = environment.runner
+
+    def on_ready(environment: Environment, msg: Any, **_: Any) -> None:
+        state = _states.get(id(runner))
+        if state is None:
+            return
+        state.ready.add(msg.node_id)
+        if len(state.ready) == state.workers:
+            for i, node in enumerate(sorted(state.ready)):
+                runner.send_message(START, {"index": i, "of": state.workers, "in_s": LEAD_S}, client_id=node)
+
+    def on_start(environment: Environment, msg: Any, **_: Any) -> None:
+        if PlanUser.session is not None:
+            start_s = time.perf_counter() + msg.data["in_s"]
+            PlanUser.session.share.set(Share(msg.data["index"], msg.data["of"], start_s))
+
+    def on_done(environment: Environment, msg: Any, **_: Any) -> None:
+        _states[id(runner)].done += 1
+
+    def on_failed(environment: Environment, msg: Any, **_: Any) -> None:
+        log.error("a worker could not prepare the run")
+        PlanShape.failed = True
+
+    if isinstance(runner, MasterRunner):
+        runner.register_message(READY, on_ready)
+        runner.register_message(FAILED, on_failed)
+        runner.register_message(DONE, on_done)
+    elif isinstance(runner, WorkerRunner):
+        runner.register_message(START, on_start)
+
+
+def _say_done(environment: Environment) -> None:
+    runner = environment.runner
+    if isinstance(runner, LocalRunner):
+        _states[id(runner)].done += 1
+    else:
+        runner.send_message(DONE)
+
+
+def _worker_count(runner: Any) -> int:
+    if isinstance(runner, MasterRunner):
+        return len(runner.clients.ready) + len(runner.clients.spawning) + len(runner.clients.running)
+    return 1

@@ -1,0 +1,243 @@
+"""What a load test sends, when, and what it has to show: read from YAML, checked field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cluster.errors import InvalidRequest
+from cluster.names import Target
+from loadtest.arrivals import PATTERNS, Replay
+from loadtest.objective import Objective
+from loadtest.reading import read
+from loadtest.schedule import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which `X-Prism-Key` a request carries: none, or one of `count` keys, evenly or by Zipf's law."""
+
+    kind: Literal["none", "uniform", "zipf"] = "none"
+    count: int = 1000
+    exponent: float = 1.1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.exponent <= 0:
+            raise InvalidRequest(f"keys: expected count >= 1 and exponent > 0, got {self.count}, {self.exponent}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTarget:
+    """A model and what is sent to it.
+
+    Bodies hold `rows` rows from `sample` (an `.npz` file with one array per input, or an artifact's folder), or
+    random numbers in the shape the model's metadata gives; `shapes` fills in free dimensions (row shape, without the
+    rows). `variants` bodies are prepared and used in turn.
+    """
+
+    model: str = ""  # name, name:version or name@label; "" means the one named on the command line
+    weight: float = 1.0
+    protocol: str = "oip-http"
+    encoding: Literal["json", "binary", "raw"] = "binary"
+    rows: int = 1
+    sample: str = ""
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    variants: int = 8
+    keys: Keys = field(default_factory=Keys)
+
+    def __post_init__(self) -> None:
+        if self.model:
+            Target.parse(self.model)
+        if self.rows < 1 or self.variants < 1 or not self.weight > 0:
+            raise InvalidRequest("targets: expected rows >= 1, variants >= 1 and weight > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSettings:
+    """The load generator's own limits. An arrival that finds `max_in_flight` requests open is dropped and counted."""
+
+    processes: int = 1
+    max_in_flight: int = 256
+    connections: int = 32  # opened before the first request, so that no request pays for a handshake
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or self.max_in_flight < 1 or self.connections < 0 or self.timeout_s <= 0:
+            raise InvalidRequest("generator: expected processes, max_in_flight >= 1, connections >= 0, timeout_s > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A load test. `rate` is the requests per second that 1.0 means in the phases' arrival patterns.
+
+    `loop` is `open` (arrivals do not wait for answers) or `closed` (`users` clients, each sending its next request
+    when it has the answer to the last), which hides stalls and is only there to compare with tools that do so.
+    """
+
+    name: str
+    rate: float
+    phases: tuple[Phase, ...]
+    objective: Objective
+    targets: tuple[LoadTarget, ...] = (LoadTarget(),)
+    about: str = ""
+    warmup_s: float = 2.0
+    loop: Literal["open", "closed"] = "open"
+    users: int = 8
+    seed: int = 1
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("rate", 0 < self.rate < 1e6, "a number above 0"),
+            ("phases", len(self.phases) > 0, "at least one"),
+            ("targets", len(self.targets) > 0, "at least one"),
+            ("warmup_s", self.warmup_s >= 0, "0 or more"),
+            ("users", self.users >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ):
+            if not ok:
+                raise InvalidRequest(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of all phases, without the warm-up."""
+        return sum(phase.duration_s for phase in self.phases)
+
+    def adjusted(
+        self,
+        *,
+        rate: float | None = None,
+        duration_s: float | None = None,
+        model: str | None = None,
+        sample: str | None = None,
+        seed: int | None = None,
+        processes: int | None = None,
+        objective: Objective | None = None,
+    ) -> Scenario:
+        """This scenario with some values replaced: `duration_s` stretches all phases to that total, `model` and
+        `sample` go to every target.
+
+        Raises: InvalidRequest, also for a rate where the file that is replayed has its own.
+        """
+        if rate is not None and any(isinstance(phase.arrivals, Replay) for phase in self.phases):
+            raise InvalidRequest("rate: a replayed file has its own; set scale_rate in the scenario")
+        if duration_s is not None and not duration_s > 0:
+            raise InvalidRequest(f"duration: expected seconds above 0, got {duration_s}")
+        stretch = 1.0 if duration_s is None else duration_s / self.duration_s
+        target = {name: value for name, value in (("model", model), ("sample", sample)) if value is not None}
+        return replace(
+            self,
+            rate=self.rate if rate is None else rate,
+            phases=tuple(replace(phase, duration_s=phase.duration_s * stretch) for phase in self.phases),
+            targets=tuple(replace(each, **target) for each in self.targets),  # type: ignore[arg-type]
+            seed=self.seed if seed is None else seed,
+            generator=self.generator if processes is None else replace(self.generator, processes=processes),
+            objective=self.objective if objective is None else objective,
+        )
+
+    @classmethod
+    def load(cls, source: str) -> Scenario:
+        """From a YAML file, or the shipped scenario of that name (`smoke`, `config/loadtest/smoke.yaml`).
+
+        Raises: InvalidRequest, naming the file and the field.
+        """
+        file = find(source)
+        try:
+            raw = yaml.safe_load(file.read_text())
+        except OSError as error:
+            raise InvalidRequest(f"scenario: {file}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"scenario: {file}: {' '.join(str(error).split())}") from None
+        try:
+            return scenario_from(raw, name=file.stem, folder=file.parent)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{file.name}: {error.message}") from None
+
+
+def shipped() -> list[str]:
+    """Names of the scenarios that come with Prism."""
+    return sorted(file.stem for file in _shipped_folder().glob("*.yaml"))
+
+
+def find(source: str) -> Path:
+    """The file that `source` means. Raises: InvalidRequest, listing the shipped names."""
+    file = Path(source)
+    if file.is_file():
+        return file
+    inside = _shipped_folder() / f"{file.stem}.yaml"
+    is_shipped_name = str(file.parent) in (".", "config/loadtest") and file.suffix in ("", ".yaml")
+    if is_shipped_name and inside.is_file():
+        return inside
+    raise InvalidRequest(f"scenario: no file {source}, and none of {', '.join(shipped())}")
+
+
+def scenario_from(raw: Any, name: str, folder: Path) -> Scenario:
+    """From plain values; files they name are relative to `folder`. Raises: InvalidRequest, naming the field."""
+    if not isinstance(raw, Mapping):
+        raise InvalidRequest("expected a mapping of fields")
+    values = dict(raw)
+    phases = values.pop("phases", None)
+    if not isinstance(phases, list) or not phases:
+        raise InvalidRequest("phases: expected a list with at least one phase")
+    bounds = values.pop("objective", None)
+    if not isinstance(bounds, (str, list)):
+        raise InvalidRequest("objective: expected bounds such as p99<50ms, or a list of them")
+    plain = read(_PlainFields, values, "scenario")
+    return Scenario(
+        name=name,
+        rate=plain.rate,
+        phases=tuple(_phase(item, f"phases[{i}]", folder) for i, item in enumerate(phases)),
+        objective=Objective.parse([bounds] if isinstance(bounds, str) and "," not in bounds else bounds),
+        targets=tuple(
+            replace(target, sample=str(folder / target.sample)) if target.sample else target
+            for target in plain.targets or (LoadTarget(),)
+        ),
+        about=plain.about,
+        warmup_s=plain.warmup_s,
+        loop=plain.loop,
+        users=plain.users,
+        seed=plain.seed,
+        generator=plain.generator,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainFields:
+    """The fields of a scenario file that need no parsing of their own."""
+
+    rate: float
+    targets: tuple[LoadTarget, ...] = ()
+    about: str = ""
+    warmup_s: float = 2.0
+    loop: Literal["open", "closed"] = "open"
+    users: int = 8
+    seed: int = 1
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+
+
+def _phase(raw: Any, path: str, folder: Path) -> Phase:
+    if not isinstance(raw, Mapping):
+        raise InvalidRequest(f"{path}: expected a mapping with pattern and duration_s")
+    values = dict(raw)
+    pattern = values.pop("pattern", "poisson")
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
+        raise InvalidRequest(f"{path}.pattern: expected one of {', '.join(PATTERNS)}, got {pattern!r}")
+    duration_s = values.pop("duration_s", None)
+    if not isinstance(duration_s, (int, float)) or isinstance(duration_s, bool) or not duration_s > 0:
+        raise InvalidRequest(f"{path}.duration_s: expected seconds above 0, got {duration_s!r}")
+    name = str(values.pop("name", pattern))
+    if pattern == "replay" and isinstance(values.get("file"), str):
+        values["file"] = str(folder / values["file"])
+    try:
+        return Phase(name, float(duration_s), read(PATTERNS[pattern], values, path))
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message if error.message.startswith(path) else f"{path}.{error.message}") from None
+
+
+def _shipped_folder() -> Path:
+    return Path(str(files("config"))) / "loadtest"

@@ -1,0 +1,182 @@
+"""The server's own view of a run: its Prometheus metrics, polled while the load runs.
+
+A server without them, or one that stops answering, leaves gaps and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+
+from prometheus_client.parser import text_string_to_metric_families
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Prism's metrics at one moment (wall clock), by name and sorted labels."""
+
+    at_s: float
+    values: dict[tuple[str, Labels], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTimeline:
+    """One entry per second of the run; None where the server did not say."""
+
+    batch_rows: tuple[float | None, ...]  # mean rows per batch of that second
+    queue_rows: tuple[float | None, ...]
+    replicas: dict[str, tuple[float | None, ...]]  # by version
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFigures:
+    """Over one window. `batches` counts batches by their rows: the upper bound of each of the server's buckets."""
+
+    batch_rows: float | None = None
+    batches: dict[str, int] = field(default_factory=dict)
+    replicas_min: int | None = None
+    replicas_max: int | None = None
+    queue_rows_max: float | None = None
+
+
+def parse(text: str, at_s: float) -> Snapshot:
+    """The `prism_` metrics in a Prometheus text page; lines that cannot be read are left out."""
+    values: dict[tuple[str, Labels], float] = {}
+    for line in text.splitlines():
+        if not line.startswith("prism_"):
+            continue
+        try:
+            for family in text_string_to_metric_families(line + "\n"):
+                for sample in family.samples:
+                    values[sample.name, tuple(sorted(sample.labels.items()))] = float(sample.value)
+        except ValueError:
+            continue
+    return Snapshot(at_s, values)
+
+
+class MetricsPoller:
+    """Polls `GET {host}/metrics` in a thread of its own between `start` and `stop`."""
+
+    def __init__(self, host: str, period_s: float = 1.0) -> None:
+        self._url = f"{host}/metrics"
+        self._period_s = period_s
+        self._snapshots: list[Snapshot] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="metrics-poller", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        self._over.set()
+        self._thread.join(timeout=5)
+        return list(self._snapshots)
+
+    def _poll(self) -> None:
+        next_s = time.monotonic()
+        while not self._over.is_set():
+            try:
+                with urllib.request.urlopen(self._url, timeout=2) as answer:  # noqa: S310 - check_host saw to it
+                    snapshot = parse(answer.read().decode("utf-8", "replace"), time.time())
+                self._snapshots.append(snapshot)
+            except (OSError, HTTPException):
+                pass
+            next_s = max(next_s + self._period_s, time.monotonic())
+            self._over.wait(next_s - time.monotonic())
+
+
+def server_timeline(
+    snapshots: Sequence[Snapshot], models: Iterable[str], epoch_s: float, end_s: float
+) -> ServerTimeline:
+    """Snapshots laid onto the seconds of a run that began at `epoch_s`."""
+    wanted = frozenset(models)
+    seconds = max(int(end_s + 0.999), 1)
+    batch: list[float | None] = [None] * seconds
+    queue: list[float | None] = [None] * seconds
+    replicas: dict[str, list[float | None]] = {}
+    for before, now in zip((None, *snapshots[:-1]), snapshots, strict=True):
+        second = int(now.at_s - epoch_s)
+        if not 0 <= now.at_s - epoch_s < seconds:
+            continue
+        if before is not None:
+            batch[second] = _mean_batch(before, now, wanted)
+        queue[second] = _total(now, "prism_queue_rows", wanted)
+        for version, count in _replicas(now, wanted).items():
+            replicas.setdefault(version, [None] * seconds)[second] = count
+    return ServerTimeline(tuple(batch), tuple(queue), {name: tuple(row) for name, row in sorted(replicas.items())})
+
+
+def server_figures(snapshots: Sequence[Snapshot], models: Iterable[str], start_s: float, end_s: float) -> ServerFigures:
+    """What the server said between two moments (wall clock)."""
+    wanted = frozenset(models)
+    inside = [s for s in snapshots if start_s - 0.5 <= s.at_s <= end_s + 0.5]
+    if not inside:
+        return ServerFigures()
+    counts = [sum(found.values()) for s in inside if (found := _replicas(s, wanted))]
+    queues = [rows for s in inside if (rows := _total(s, "prism_queue_rows", wanted)) is not None]
+    return ServerFigures(
+        batch_rows=_mean_batch(inside[0], inside[-1], wanted),
+        batches=_batches(inside[0], inside[-1], wanted),
+        replicas_min=int(min(counts)) if counts else None,
+        replicas_max=int(max(counts)) if counts else None,
+        queue_rows_max=max(queues) if queues else None,
+    )
+
+
+def _mean_batch(before: Snapshot, now: Snapshot, models: frozenset[str]) -> float | None:
+    rows = _grown(before, now, "prism_batch_rows_sum", models)
+    batches = _grown(before, now, "prism_batch_rows_count", models)
+    return sum(rows.values()) / total if (total := sum(batches.values())) > 0 else None
+
+
+def _batches(before: Snapshot, now: Snapshot, models: frozenset[str]) -> dict[str, int]:
+    """Batches per bucket of the server's histogram, from its cumulative counts."""
+    cumulative: Counter[float] = Counter()
+    for labels, grown in _grown(before, now, "prism_batch_rows_bucket", models).items():
+        cumulative[float(dict(labels).get("le", "inf"))] += int(grown)
+    batches: dict[str, int] = {}
+    below = 0
+    for bound in sorted(cumulative):
+        if cumulative[bound] > below:
+            batches["more" if bound == float("inf") else f"{bound:g}"] = cumulative[bound] - below
+        below = cumulative[bound]
+    return batches
+
+
+def _grown(before: Snapshot, now: Snapshot, name: str, models: frozenset[str]) -> dict[Labels, float]:
+    """How much each counter called `name` grew; one that shrank was restarted and counts from 0."""
+    grown = {}
+    for (each, labels), value in now.values.items():
+        if each == name and _is_about(labels, models):
+            earlier = before.values.get((each, labels), 0.0)
+            grown[labels] = value - earlier if value >= earlier else value
+    return grown
+
+
+def _total(snapshot: Snapshot, name: str, models: frozenset[str]) -> float | None:
+    found = [v for (each, labels), v in snapshot.values.items() if each == name and _is_about(labels, models)]
+    return sum(found) if found else None
+
+
+def _replicas(snapshot: Snapshot, models: frozenset[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for (name, labels), value in snapshot.values.items():
+        if name == "prism_replicas" and _is_about(labels, models):
+            about = dict(labels)
+            version = about.get("version", "")
+            label = version if len(models) < 2 else f"{about.get('model', '')}:{version}"
+            found[label] = found.get(label, 0.0) + value
+    return found
+
+
+def _is_about(labels: Labels, models: frozenset[str]) -> bool:
+    model = dict(labels).get("model")
+    return model is None or not models or model in models
