@@ -1,0 +1,112 @@
+"""From a source file to verified artifacts: the way through the table, the proof of each target, and its place.
+
+Everything happens in a folder beside the target, which gets its name only when every artifact asked for is proved.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from cluster.artifact import Artifact, sha256_of
+from cluster.errors import InvalidRequest
+from converters.candidate import Candidate, Options, Say
+from converters.formats import Format, source_format, target_format
+from converters.proof import prove, reference_from
+from converters.table import CONVERTERS, Step, way
+
+
+def silent(text: str) -> None:
+    """A `Say` for callers who do not want to know."""
+
+
+def convert(
+    source: Path,
+    out: Path,
+    targets: Sequence[str] = ("onnx",),
+    options: Options | None = None,
+    say: Say = silent,
+) -> tuple[Artifact, ...]:
+    """Convert, prove and profile `source`; one artifact per target, in the order asked for.
+
+    Args:
+        source: Weights (`.safetensors`, `.pth`, `.pt`), `.pt2` or `.onnx`.
+        out: The artifact's directory for one target; for several, the folder that gets one directory per target,
+            named after it. It must not exist, or be empty.
+        targets: Names of `formats.TARGETS`.
+        options: Data, tolerances and what else the source needs.
+        say: Told what happens next.
+
+    Raises:
+        InvalidRequest: Something in the arguments cannot be right.
+        ConversionFailed: The model cannot be converted, or its answers are not the source's. Nothing is left at `out`.
+    """
+    options = options or Options()
+    if options.max_rows < 1:
+        raise InvalidRequest(f"max_rows: expected at least 1, got {options.max_rows}")
+    wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
+    if not wanted:
+        raise InvalidRequest("to: expected at least one target, got none")
+    start = source_format(source)
+    ways = {target: way(start, target) for target in wanted}
+    _check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        origin = Candidate(
+            path=source,
+            precision="fp32",
+            source={"kind": start.value, "file": source.name, "sha256": sha256_of(source)},
+        )
+        candidates: dict[Step, Candidate] = {}
+        for target in wanted:
+            candidate = origin
+            for step in ways[target]:
+                if step not in candidates:
+                    candidates[step] = _take(step, candidate, work, options, say)
+                candidate = candidates[step]
+        for target in wanted:
+            prove(candidates[ways[target][-1]], options, _prefixed(say, target))
+        return _place(work, out, wanted)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _take(step: Step, candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    source, target = step
+    if source == Format.ONNX and not candidate.reference:
+        # What is made from an ONNX file is compared with that file's own answers.
+        reference = reference_from(candidate, options)
+        candidate = replace(candidate, reference=reference, reference_kind="onnx")
+    folder = work / target.value
+    folder.mkdir()
+    module, name = CONVERTERS[step].split(":")
+    run: Callable[[Candidate, Path, Options, Say], Candidate] = getattr(import_module(module), name)
+    return run(candidate, folder, options, _prefixed(say, target))
+
+
+def _prefixed(say: Say, target: Format) -> Say:
+    return lambda text: say(f"{target.value}: {text}")
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"out: {out} exists already")
+
+
+def _place(work: Path, out: Path, wanted: tuple[Format, ...]) -> tuple[Artifact, ...]:
+    if out.is_dir():
+        out.rmdir()
+    if len(wanted) == 1:
+        (work / wanted[0].value).rename(out)
+        return (Artifact.read(out),)
+    for folder in work.iterdir():  # steps on the way to a target that were not asked for themselves
+        if folder.name not in {target.value for target in wanted}:
+            shutil.rmtree(folder)
+    work.chmod(0o755)
+    work.rename(out)
+    return tuple(Artifact.read(out / target.value) for target in wanted)

@@ -1,0 +1,72 @@
+"""What passes between the steps of a conversion: a model that is not proved yet, with the inputs to prove it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Say = Callable[[str], None]
+"""Told what a conversion does next, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user says about a conversion.
+
+    Attributes:
+        factory: `module:callable`, or the callable: builds the torch module that the weights are for.
+        sample: An `.npz` with one array per input, rows first.
+        inputs: Input specs as `name:DTYPE:N,3,224,224`, where there is no sample (and for dynamic axes: `N,L=128`).
+        calibrate: An `.npz` like `sample`: what INT8 ranges are measured on.
+        labels: Class names by index.
+        max_rows: Most rows of one call; 1 means that rows are not batched.
+        tolerance: Overrides, as `parity.parse_tolerance` gives them.
+        trust_pickle: Load files that can run code.
+        threads: Threads to prove and profile with.
+        profile_s: Seconds the profile may take.
+    """
+
+    factory: str | Callable[[], Any] | None = None
+    sample: Path | None = None
+    inputs: tuple[str, ...] = ()
+    calibrate: Path | None = None
+    labels: tuple[str, ...] = ()
+    max_rows: int = 64
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    trust_pickle: bool = False
+    threads: int = 1
+    profile_s: float = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Inputs of one call. `origin` says where they come from: "sample", "calibration" or "random"."""
+
+    origin: str
+    rows: int
+    inputs: Mapping[str, np.ndarray]
+
+    def describe(self) -> dict[str, Any]:
+        return {"inputs": self.origin, "rows": self.rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model in the middle of a conversion.
+
+    `reference` holds the source's outputs per case, each in output order, and `reference_kind` who computed them;
+    both are empty for a model that nothing can be compared with.
+    """
+
+    path: Path
+    precision: str
+    source: Mapping[str, Any]
+    cases: tuple[Case, ...] = ()
+    reference: tuple[tuple[np.ndarray, ...], ...] = ()
+    reference_kind: str = "self"
+    tools: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

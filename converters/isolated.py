@@ -1,0 +1,91 @@
+"""Runs a model in a process of its own, so that an abort of the interpreter becomes an error instead of a crash."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import ConversionFailed, error_from_wire
+from cluster.tensors import TensorSpec
+from converters.runtime import Arrays
+
+TIMEOUT_S = 900.0
+
+
+def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """The reply of `converters.worker` to one request.
+
+    Raises: ConversionFailed if the process dies or takes too long, and whatever serving error the task raised.
+    """
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        request_file, result_file = Path(folder, "request.json"), Path(folder, "result.json")
+        request_file.write_text(json.dumps(request))
+        command = [sys.executable, "-m", "converters.worker", str(request_file), str(result_file)]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            raise ConversionFailed(f"{doing}: no result after {timeout_s:.0f} s") from None
+        if done.returncode != 0 or not result_file.is_file():
+            raise ConversionFailed(f"{doing}: the process {ending(done.returncode, done.stderr)}")
+        reply = json.loads(result_file.read_bytes())
+    if "error" in reply:
+        raise error_from_wire(reply["error"]["name"], f"{doing}: {reply['error']['message']}")
+    result: dict[str, Any] = reply["ok"]
+    return result
+
+
+def ending(code: int, stderr: bytes) -> str:
+    """How a process ended, for people."""
+    if code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+    last = stderr.decode(errors="replace").strip().splitlines()
+    return f"failed ({code}): {last[-1][:300]}" if last else f"failed ({code})"
+
+
+def describe(model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Input and output specs of an ONNX file. Raises: as `run_task`, and for types the protocol does not have."""
+    reply = run_task({"task": "describe", "model": str(model)}, "loading the model")
+    inputs, outputs = (
+        tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in reply[side])
+        for side in ("inputs", "outputs")
+    )
+    return inputs, outputs
+
+
+def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int) -> list[Arrays | str]:
+    """Outputs of each case through the runtime that serves the artifact, or the error it gave.
+
+    Raises: as `run_task`.
+    """
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+        given, answered = Path(folder, "cases.npz"), Path(folder, "outputs.npz")
+        arrays = {f"{c}/{i}": array for c, inputs in enumerate(cases) for i, array in enumerate(inputs)}
+        np.savez(given, **arrays)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle for a keyword
+        reply = run_task(
+            {
+                "task": "outputs",
+                "artifact": str(artifact),
+                "cases": str(given),
+                "count": len(cases),
+                "outputs": str(answered),
+                "threads": threads,
+            },
+            "running the converted model",
+        )
+        with np.load(answered, allow_pickle=False) as found:
+            results: list[Arrays | str] = []
+            for case, error in enumerate(reply["errors"]):
+                count = sum(1 for name in found.files if name.startswith(f"{case}/"))
+                results.append(tuple(found[f"{case}/{i}"] for i in range(count)) if error is None else error)
+    return results

@@ -1,0 +1,173 @@
+"""ONNX files from elsewhere: checked, confined to their folder, and brought into a work folder.
+
+A file may keep its weights in others ("external data"), named by paths inside it. Those must be plain files below the
+model's own folder: https://onnx.ai/onnx/repo-docs/ExternalData.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import onnx
+from onnx import TensorProto
+from onnx.external_data_helper import load_external_data_for_model
+
+from cluster.artifact import sha256_of
+from cluster.errors import ConversionFailed
+from cluster.tensors import ANY, TensorSpec
+from converters.candidate import Candidate, Options, Say
+from converters.isolated import describe
+from converters.onnx_runtime import brief
+from converters.samples import cases_for
+
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+INLINE_BYTES = 1_500_000_000  # protobuf messages end at 2 GiB
+MAX_MODEL_BYTES = 64 << 30
+
+_QUANTISED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+
+
+def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    """The same model, checked and copied into `work`; nothing can be compared with, so it is compared with itself.
+
+    Raises: ConversionFailed if the file is damaged, reaches out of its folder or cannot be loaded.
+    """
+    say("checking the ONNX file")
+    model = read(candidate.path)
+    path = save(model, work / MODEL_FILE)
+    check(path)
+    inputs, _ = describe(path)
+    free = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
+    notes: list[str] = [] if free or options.max_rows == 1 else [fixed_note(inputs)]
+    return Candidate(
+        path=path,
+        precision=precision_of(model),
+        source=dict(candidate.source),
+        cases=cases_for(inputs, options, batched=free),
+        tools={"onnx": onnx.__version__},
+        notes=(*candidate.notes, *notes),
+    )
+
+
+def fixed_note(inputs: tuple[TensorSpec, ...]) -> str:
+    """Why requests to this model cannot share a call."""
+    spec = next(spec for spec in inputs if not spec.shape or spec.shape[0] != ANY)
+    size = f"dimension 0 of {spec.name} is fixed to {spec.shape[0]}" if spec.shape else f"{spec.name} is a scalar"
+    return f"{size}: requests are not batched"
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The model with its external data loaded. Raises: ConversionFailed."""
+    if path.stat().st_size > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_MODEL_BYTES} are read")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no public base
+        raise ConversionFailed(f"{path.name}: not an ONNX model ({brief(error)})") from None
+    if not model.graph.output or not model.graph.node:
+        raise ConversionFailed(f"{path.name}: not an ONNX model, or an empty one")
+    confine(model, path.parent)
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as error:
+        raise ConversionFailed(f"{path.name}: its external data cannot be read: {brief(error)}") from None
+    return model
+
+
+def confine(model: onnx.ModelProto, folder: Path) -> None:
+    """Check that every external tensor lies in a plain file below `folder`. Raises: ConversionFailed."""
+    root = folder.resolve()
+    total = 0
+    for location in sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)}):
+        pure = PurePosixPath(location)
+        if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location:
+            raise ConversionFailed(f"external data: {location!r} leaves the model's folder")
+        file = (root / pure).resolve()
+        if not file.is_relative_to(root):
+            raise ConversionFailed(f"external data: {location!r} is a link out of the model's folder")
+        if not file.is_file():
+            raise ConversionFailed(f"external data: {location!r} is not there")
+        total += file.stat().st_size
+    if total > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"external data: {total} bytes, at most {MAX_MODEL_BYTES} are read")
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initializers and attributes, in subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield sparse.values
+            yield sparse.indices
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def _external(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a model whose weights are in memory, beside it in one file where they are too large for protobuf."""
+    size = model.ByteSize() if _countable(model) else INLINE_BYTES
+    if size < INLINE_BYTES:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_FILE)
+    return path
+
+
+def _countable(model: onnx.ModelProto) -> bool:
+    # ByteSize itself fails beyond 2 GiB, so the weights are added up first.
+    return sum(len(tensor.raw_data) for tensor in tensors(model)) < INLINE_BYTES
+
+
+def check(path: Path) -> None:
+    """Raises: ConversionFailed if the model breaks ONNX's rules."""
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise ConversionFailed(f"{path.name}: onnx.checker refuses it: {brief(error)}") from None
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """`int8` where anything is quantised, else the type that most weights have."""
+    if any(node.op_type in _QUANTISED for node in model.graph.node):
+        return "int8"
+    names = {TensorProto.FLOAT16: "fp16", TensorProto.FLOAT: "fp32", TensorProto.DOUBLE: "fp64"}
+    sizes: dict[str, int] = {}
+    for tensor in tensors(model):
+        if tensor.data_type in names:
+            name = names[tensor.data_type]
+            sizes[name] = sizes.get(name, 0) + max(1, len(tensor.raw_data))
+    return max(sizes, key=lambda name: sizes[name], default="fp32")
+
+
+def source_of(path: Path, kind: str) -> dict[str, str]:
+    """What a manifest says of a source file."""
+    return {"kind": kind, "file": path.name, "sha256": sha256_of(path)}

@@ -1,0 +1,85 @@
+"""The other side of `converters.isolated`: `python -m converters.worker REQUEST RESULT` runs one task and exits.
+
+Only runtimes are imported here, never a converter: what runs in this process is what will serve.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.artifact import Artifact
+from cluster.errors import ServingError
+
+
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """The inputs and outputs of an ONNX file, as ONNX Runtime sees them."""
+    from converters.onnx_runtime import open_session, specs_of
+
+    session = open_session(Path(request["model"]))
+    return {
+        side: [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs_of(nodes)]
+        for side, nodes in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
+    }
+
+
+def outputs(request: dict[str, Any]) -> dict[str, Any]:
+    """Run each case through the artifact's runtime; outputs go to an `.npz`, a failed case's error into the reply."""
+    from converters.runtime import open_runtime
+
+    runtime = open_runtime(Artifact.read(Path(request["artifact"])), threads=request["threads"])
+    found: dict[str, np.ndarray] = {}
+    errors: list[str | None] = []
+    with np.load(request["cases"], allow_pickle=False) as data:
+        for case in range(request["count"]):
+            inputs = tuple(data[f"{case}/{i}"] for i in range(len(runtime.signature.inputs)))
+            try:
+                answers = runtime.run(inputs)
+            except ServingError as error:
+                errors.append(error.message)
+                continue
+            errors.append(None)
+            for i, array in enumerate(answers):
+                found[f"{case}/{i}"] = _plain(array)
+    np.savez(request["outputs"], **found)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle for a keyword
+    return {"errors": errors}
+
+
+def profile(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure the artifact; see `converters.profile`."""
+    from converters.profile import measure
+
+    return measure(Path(request["artifact"]), request["threads"], request["budget_s"])
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    if array.dtype != object:
+        return array
+    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    return np.array(texts, dtype=np.str_).reshape(array.shape)
+
+
+TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "describe": describe,
+    "outputs": outputs,
+    "profile": profile,
+}
+
+
+def main(request_file: str, result_file: str) -> None:
+    """Run the request's task and write its reply, or its error, to `result_file`."""
+    request = json.loads(Path(request_file).read_bytes())
+    try:
+        reply = {"ok": TASKS[request["task"]](request)}
+    except ServingError as error:
+        reply = {"error": {"name": type(error).__name__, "message": error.message}}
+    Path(result_file).write_text(json.dumps(reply))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
