@@ -8,6 +8,7 @@ from typing import Protocol
 from deployments.call import Reply, TensorRequest
 
 WAITING, SENT, DONE = 0, 1, 2
+NO_REQUEST = TensorRequest(0, (), (), 0.0)
 
 
 class Withdrawer(Protocol):

@@ -25,6 +25,7 @@ from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded
 from deployments.call import Reply, TensorAnswer
 from deployments.wire.calls import (
     DONE,
+    NO_REQUEST,
     SENT,
     WAITING,
     Action,
@@ -288,6 +289,7 @@ class Pool:
             self.waiting_rows -= entry.rows
             self.waiting_bytes -= entry.size_bytes
             self._waiting -= 1
+            entry.request = NO_REQUEST  # the entry may lie in its lane for a while: do not keep its tensors
             if entry.attempts == 0:  # else it is a suspect, and in no lane
                 self._lanes.answered(self._waiting)
         entry.call = None
