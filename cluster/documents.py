@@ -172,11 +172,25 @@ def encode(value: ModelDocument | VersionStatus) -> bytes:
 
 def decode_document(raw: bytes | str) -> ModelDocument:
     """Raises: InvalidRequest if it was written by another schema version or is not a document."""
+    try:
+        written = msgspec.json.decode(raw, type=_Schema).schema_version
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"ModelDocument: {error}") from None
+    if written != SCHEMA_VERSION:
+        raise InvalidRequest(
+            f"ModelDocument.schema_version: this Prism reads {SCHEMA_VERSION}, got {written}; "
+            "use the Prism that wrote it, or a later one"
+        )
     return _decode(raw, ModelDocument)
 
 
 def decode_status(raw: bytes | str) -> VersionStatus:
     return _decode(raw, VersionStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    schema_version: int
 
 
 _T = TypeVar("_T")

@@ -61,6 +61,10 @@ class TrafficSplit:
             arms.append(Arm(check_version(version), round(share)))
         return cls(tuple(arms), salt)
 
+    def __str__(self) -> str:
+        """As `parse` reads it: `1=90,2=10`."""
+        return ",".join(f"{arm.version}={arm.share_bp / 100:g}" for arm in self.arms)
+
     @property
     def versions(self) -> tuple[str, ...]:
         """Versions with a share above zero."""

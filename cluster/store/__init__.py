@@ -12,7 +12,11 @@ from cluster.documents import AuditEntry, ModelDocument, VersionStatus
 
 
 class VersionStore(Protocol):
-    """Raises StoreUnavailable from any method when the store cannot be reached."""
+    """Raises StoreUnavailable from any method when the store cannot be reached, InvalidRequest for a name that no
+    model may have, a text or document that is too large, or a document that another schema version wrote.
+
+    Revisions of a model only ever grow: a removal takes one, and a model made anew goes on counting.
+    """
 
     def epoch(self) -> str:
         """The identity of this data set: made once, kept for as long as the data is."""
@@ -37,13 +41,17 @@ class VersionStore(Protocol):
         """Delete the model if `document.revision` is still current; its audit stream stays. Raises: StaleRevision."""
 
     def history(self, model: str, limit: int = 100) -> tuple[AuditEntry, ...]:
-        """The latest `limit` changes, newest first. Raises: ModelNotFound if there never was such a model."""
+        """The latest `limit` (1 to 1000) changes, newest first.
+
+        A removal is an entry too, with operation `remove` and the document that was removed.
+        Raises: ModelNotFound if there never was such a model.
+        """
 
     def statuses(self, model: str) -> dict[str, VersionStatus]:
         """What the controller last reported, by version; {} if nothing yet."""
 
     def report(self, model: str, statuses: dict[str, VersionStatus]) -> None:
-        """Replace the model's reported statuses."""
+        """Replace the model's reported statuses. A report of a model that was removed meanwhile is dropped."""
 
     def wait(self, timeout_s: float) -> bool:
         """Block until something was committed (True) or `timeout_s` passed (False). A hint: it may miss a change."""
