@@ -59,7 +59,7 @@ class Candidate:
     """A model in the middle of a conversion.
 
     `reference` holds the source's outputs per case, each in output order, and `reference_kind` who computed them;
-    both are empty for a model that nothing can be compared with.
+    both are empty for a model that nothing can be compared with. `max_rows` is the most rows the model itself allows.
     """
 
     path: Path
@@ -70,3 +70,4 @@ class Candidate:
     reference_kind: str = "self"
     tools: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    max_rows: int = 1 << 30

@@ -64,6 +64,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         reference_kind=candidate.reference_kind,
         tools={**candidate.tools, "onnxruntime": ort.__version__},
         notes=candidate.notes,
+        max_rows=candidate.max_rows,
     )
 
 

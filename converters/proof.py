@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Artifact:
     Raises: ConversionFailed if the model cannot be run or does not agree with its source.
     """
     folder = candidate.path.parent
+    options = replace(options, max_rows=min(options.max_rows, candidate.max_rows))
     inputs, outputs = describe(candidate.path)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
     _write_sample(folder, candidate.cases, inputs)

@@ -1,0 +1,185 @@
+"""`.pt2` archives, loaded without running what a stranger may have put in.
+
+`torch.export.load` is not safe on its own: sample inputs that `weights_only=True` refuses are unpickled anyway, weights
+and constants may be marked as pickles, graph targets may name any callable of torch, shape expressions go through
+sympy's `eval`, and compiled code may lie beside the graph. So an untrusted archive is rebuilt from the members and the
+graph that a plain export has, and only that copy is given to torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.errors import ConversionFailed
+from converters.onnx_runtime import brief
+
+MAX_ARCHIVE_BYTES = 64 << 30
+MAX_GRAPH_BYTES = 1 << 30
+
+_GRAPH, _EXAMPLES = "models/model.json", "data/sample_inputs/model.pt"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/[a-z_]+|\.format_version|\.storage_alignment"
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+"
+    + "".join(f"|{re.escape(name)}" for name in (_GRAPH, _EXAMPLES, *_CONFIGS))
+)
+_IGNORED = ("extra/",)
+
+# What graph nodes may call: operators, and arithmetic on sizes.
+_TARGET = re.compile(
+    r"torch\.ops\.(aten|prims|prim|higher_order|quantized_decomposed|torchvision)\.[A-Za-z]\w*(\.[A-Za-z]\w*)?"
+    r"|torch\.ops\.(aten|prims)\._[a-z]\w*(\.[A-Za-z]\w*)?"
+    r"|torch\.sym_[a-z]+|torch\._sym_[a-z]+|_operator\.[a-z]+_?|math\.[a-z0-9]+"
+)
+_TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+_WORDS = {
+    *("Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "positive", "integer", "nonnegative"),
+    *("True", "False", "FloorDiv", "CeilDiv", "CleanDiv", "PythonMod", "ModularIndexing", "Eq", "Ne", "Lt", "Le", "Gt"),
+    *("Ge", "Piecewise", "Abs", "Identity", "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "ToFloat", "FloatPow", "And"),
+    *("Or", "Not", "oo", "int_oo", "CeilToInt", "FloorToInt", "RoundToInt", "PowByNatural", "Where", "zoo", "inf"),
+}
+_EXPRESSION = re.compile(r"[\w\s(),='+\-*/<>&|~.]*\Z")
+
+
+def load_program(path: Path, trust_pickle: bool) -> Any:
+    """The archive's `torch.export.ExportedProgram`.
+
+    Raises: ConversionFailed if it is damaged, or could run code and is not trusted.
+    """
+    source: Any = str(path) if trust_pickle else io.BytesIO(plain_copy(path))
+    try:
+        with _weights_only(not trust_pickle):
+            return torch.export.load(source)
+    except Exception as error:
+        raise ConversionFailed(f"{path.name}: torch.export cannot load it: {brief(error)}") from None
+
+
+def plain_copy(path: Path) -> bytes:
+    """The archive's bytes with nothing in it that could run code.
+
+    Raises: ConversionFailed, naming what was found.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_ARCHIVE_BYTES:
+                raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
+            return _rebuild(archive, path.name)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RecursionError) as error:
+        raise ConversionFailed(f"{path.name}: not a .pt2 archive ({brief(error)})") from None
+
+
+def _rebuild(archive: zipfile.ZipFile, name: str) -> bytes:
+    names = archive.namelist()
+    roots = {member.partition("/")[0] for member in names}
+    if len(roots) != 1 or len(set(names)) != len(names):
+        raise ConversionFailed(f"{name}: not a .pt2 archive of torch 2.8 or later")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
+        for member in names:
+            inner = member.partition("/")[2]
+            if inner.startswith(_IGNORED):
+                continue
+            if not _MEMBERS.fullmatch(inner):
+                raise _unsafe(name, f"member {inner[:80]!r}")
+            content = archive.read(member)
+            if inner == _GRAPH:
+                content = _checked_graph(content, name)
+            elif inner in _CONFIGS:
+                content = _checked_config(content, name)
+            elif inner == _EXAMPLES:
+                _check_examples(content, name)
+            copy.writestr(member, content)
+    return buffer.getvalue()
+
+
+def _checked_graph(content: bytes, name: str) -> bytes:
+    if len(content) > MAX_GRAPH_BYTES:
+        raise ConversionFailed(f"{name}: its graph has {len(content)} bytes, at most {MAX_GRAPH_BYTES} are read")
+    graph = json.loads(content)
+    for key, value in _entries(graph):
+        if key == "target" and isinstance(value, str) and not _safe_target(value):
+            raise _unsafe(name, f"a call of {value[:80]!r}")
+        if key in ("expr_str", "hint_expr") and not _safe_expression(str(value)):
+            raise _unsafe(name, f"the expression {str(value)[:80]!r}")
+        if key in ("in_spec", "out_spec", "as_treespec") and isinstance(value, str) and not _safe_tree(value):
+            raise _unsafe(name, "arguments of unusual types")
+        if key == "custom_obj_values" and value:
+            raise _unsafe(name, "custom objects")
+    # What was checked is what torch reads, whatever another parser makes of doubled keys.
+    return json.dumps(graph).encode()
+
+
+def _checked_config(content: bytes, name: str) -> bytes:
+    config = json.loads(content)
+    for key, entry in config.get("config", {}).items():
+        if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
+            raise _unsafe(name, f"a pickle for {key[:80]!r}")
+    return json.dumps(config).encode()
+
+
+def _check_examples(content: bytes, name: str) -> None:
+    if not content:
+        return
+    try:
+        torch.load(io.BytesIO(content), weights_only=True)
+    except Exception:
+        raise _unsafe(name, "pickled code in its sample inputs") from None
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of every object, with its value."""
+    stack = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, dict):
+            yield from top.items()
+            stack.extend(top.values())
+        elif isinstance(top, list):
+            stack.extend(top)
+
+
+def _safe_target(target: str) -> bool:
+    return bool(_TARGET.fullmatch(target)) and "__" not in target
+
+
+def _safe_expression(text: str) -> bool:
+    if not _EXPRESSION.match(text) or "__" in text or re.search(r"\.\s*[^\W\d]|[)\]']\s*\.", text):
+        return False
+    words = re.findall(r"[^\W\d]\w*", text)
+    return all(word in _WORDS or re.fullmatch(r"[suz]f?\d+", word) for word in words)
+
+
+def _safe_tree(text: str) -> bool:
+    tree = json.loads(text)
+    types = {value for key, value in _entries(tree) if key == "type"}
+    return types <= _TREE_TYPES and "__enum__" not in text
+
+
+def _unsafe(name: str, what: str) -> ConversionFailed:
+    return ConversionFailed(f"{name}: it holds {what}, which could run code; --trust-pickle loads it all the same")
+
+
+@contextmanager
+def _weights_only(force: bool) -> Iterator[None]:
+    """torch.load reads this variable, and then never unpickles code, whatever its caller asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    if force:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if force:
+            os.environ.pop(name, None)
+            if before is not None:
+                os.environ[name] = before
