@@ -51,6 +51,8 @@ def convert(
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     if not wanted:
         raise InvalidRequest("to: expected at least one target, got none")
+    if Format.INT8 in wanted and options.calibrate is None:
+        raise InvalidRequest("calibrate: INT8 needs calibration data (--calibrate data.npz), got none")
     start = source_format(source)
     ways = {target: way(start, target) for target in wanted}
     _check_free(out)

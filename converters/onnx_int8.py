@@ -47,7 +47,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     Raises: InvalidRequest without calibration data, ConversionFailed if ONNX Runtime cannot quantise the model.
     """
     if options.calibrate is None:
-        raise InvalidRequest("calibrate: INT8 needs calibration data (--calibrate data.npz), got none")
+        raise InvalidRequest("calibrate: INT8 needs calibration data, got none")
     if candidate.precision == "int8":
         raise ConversionFailed("the source is quantised already")
     inputs, _ = describe(candidate.path)

@@ -155,6 +155,8 @@ def judge(candidate: Candidate, signature: Signature, answers: Answers, toleranc
         pairs = list(zip(candidate.reference, answers.cases, strict=True))
     else:
         pairs = [(answers.cases[0], answers.again)]
+        if signature.batched:
+            pairs += zip(answers.alone, _in_company(answers), strict=True)
     counts = {len(signature.outputs), *(len(expected) for expected, _ in pairs)}
     if len(counts) > 1:
         raise ConversionFailed(f"expected {len(pairs[0][0])} outputs as the source has, got {len(signature.outputs)}")
@@ -167,32 +169,29 @@ def judge(candidate: Candidate, signature: Signature, answers: Answers, toleranc
 
 def batching_parity(signature: Signature, answers: Answers, tolerance: Tolerance) -> tuple[OutputParity, ...]:
     """Rows answered alone against the same rows answered in company."""
-    together = answers.cases[answers.largest]
+    company = _in_company(answers)
     return tuple(
-        compare(
-            spec.name,
-            [alone[i] for alone in answers.alone],
-            [together[i][row : row + 1] for row in range(len(answers.alone))],
-            tolerance,
-        )
+        compare(spec.name, [alone[i] for alone in answers.alone], [together[i] for together in company], tolerance)
         for i, spec in enumerate(signature.outputs)
     )
 
 
+def _in_company(answers: Answers) -> list[Arrays]:
+    together = answers.cases[answers.largest]
+    return [tuple(array[row : row + 1] for array in together) for row in range(len(answers.alone))]
+
+
 def refuse_failures(parity: Parity, batching: Sequence[OutputParity], candidate: Candidate) -> None:
     """Raises: ConversionFailed with everything that is not near enough."""
-    if parity.failures:
-        if candidate.reference:
-            whose = f"the {parity.kind} source"
-        else:
-            whose = "its own answer to the same input"
-        raise ConversionFailed(f"the {candidate.precision} model differs from {whose}: {'; '.join(parity.failures)}")
     mixed = [f"{output.name}: {text}" for output in batching for text in output.failures]
-    if mixed:
+    if mixed and (not candidate.reference or not parity.failures):
         raise ConversionFailed(
             f"rows: a row answered in company differs from the same row alone ({'; '.join(mixed)}), so requests must "
             "not share a call; --max-rows 1 serves it unbatched"
         )
+    if parity.failures:
+        whose = f"the {parity.kind} source" if candidate.reference else "its own answer to the same input"
+        raise ConversionFailed(f"the {candidate.precision} model differs from {whose}: {'; '.join(parity.failures)}")
 
 
 def _manifest(

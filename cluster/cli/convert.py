@@ -1,0 +1,214 @@
+"""`prism convert`: a trained model in, verified artifacts out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.cli.output import emit, json_option
+from cluster.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from cluster.artifact import Artifact
+
+MAX_LABELS_BYTES = 64 << 20
+
+EXAMPLES = """
+\b
+Examples:
+  prism convert model.onnx -o artifact
+  prism convert weights.safetensors --factory mymodel:build --input image:FP32:N,3,224,224 -o artifact
+  prism convert weights.pth --factory mymodel:build --sample photos.npz --calibrate more.npz --to onnx,int8 -o out
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("--to", default="onnx", show_default=True, help="Targets, separated by commas: onnx, int8.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The artifact's folder; with several targets, the folder that gets one of each.",
+)
+@click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the torch module that the weights are for.")
+@click.option("--sample", type=click.Path(path_type=Path), help=".npz with one array per input, rows first.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:DTYPE:SHAPE",
+    help="An input, as image:FP32:N,3,224,224 (N counts rows; other free axes: ids:INT64:N,L=128).",
+)
+@click.option("--calibrate", type=click.Path(path_type=Path), help=".npz that INT8 ranges are measured on.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names: a JSON list, or one a line.")
+@click.option(
+    "--max-rows", default=64, show_default=True, type=click.IntRange(1), help="Most rows of one call; 1: no batching."
+)
+@click.option(
+    "--tolerance",
+    default="",
+    metavar="KEY=NUMBER,...",
+    help="Override what counts as equal: rel, abs (of the peak), share (of elements out), sqnr (dB), top1.",
+)
+@click.option("--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself.")
+@click.option("--list", "list_routes", is_flag=True, help="Show the conversions and what is installed for them.")
+@json_option
+def convert(
+    source: Path | None,
+    to: str,
+    out: Path | None,
+    factory: str | None,
+    sample: Path | None,
+    inputs: tuple[str, ...],
+    calibrate: Path | None,
+    labels: Path | None,
+    max_rows: int,
+    tolerance: str,
+    trust_pickle: bool,
+    list_routes: bool,
+    as_json: bool,
+) -> None:
+    """Convert SOURCE and prove that the result answers as the source does.
+
+    SOURCE is weights (.safetensors, .pth, .pt) with a --factory, a .pt2 of torch.export, or an .onnx file.
+    """
+    if list_routes:
+        _print_routes(as_json)
+        return
+    if source is None:
+        raise click.UsageError("Missing argument 'SOURCE'.")
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--out'.")
+
+    from converters.build import convert as build
+    from converters.candidate import Options
+    from converters.parity import parse_tolerance
+
+    options = Options(
+        factory=factory,
+        sample=sample,
+        inputs=inputs,
+        calibrate=calibrate,
+        labels=read_labels(labels) if labels is not None else (),
+        max_rows=max_rows,
+        tolerance=parse_tolerance(tolerance),
+        trust_pickle=trust_pickle,
+    )
+    targets = [name.strip() for name in to.split(",") if name.strip()]
+    if as_json:
+        artifacts = build(source, out, targets, options)
+        emit([_summary(artifact) for artifact in artifacts], as_json=True)
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(f"converting {source.name}") as status:
+
+        def say(text: str) -> None:
+            console.print(f"[dim]{text}[/dim]")
+            status.update(text)
+
+        artifacts = build(source, out, targets, options, say)
+    print_parity(artifacts)
+
+
+def read_labels(file: Path) -> tuple[str, ...]:
+    """Class names by index. Raises: InvalidRequest if the file is missing or neither a JSON list nor text."""
+    try:
+        if file.stat().st_size > MAX_LABELS_BYTES:
+            raise InvalidRequest(f"labels: {file.name} is larger than {MAX_LABELS_BYTES} bytes")
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"labels: {file} cannot be read ({error})") from None
+    if isinstance(found, dict):  # {"0": "tench", ...}
+        found = [found.get(str(i)) for i in range(len(found))]
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise InvalidRequest(f"labels: expected a list of names by index in {file.name}")
+    return tuple(found)
+
+
+def print_parity(artifacts: tuple[Artifact, ...]) -> None:
+    """A table of what was compared, and one line of costs per artifact."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    kinds = {artifact.parity()["kind"] for artifact in artifacts}
+    against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
+    table = Table(title=f"compared with {against}", title_justify="left")
+    for name in ("artifact", "output", "elements", "worst abs", "worst rel", "out", "SQNR", "top-1"):
+        table.add_column(name, justify="left" if name in ("artifact", "output") else "right")
+    for artifact in artifacts:
+        for output in artifact.parity()["outputs"]:
+            table.add_row(
+                artifact.manifest.precision,
+                output["name"],
+                str(output["elements"]),
+                _number(output["worst_abs"], ".2e"),
+                _number(output["worst_rel"], ".2e"),
+                _number(output["share_out"], ".2%"),
+                _number(output["sqnr_db"], ".1f", " dB", none="exact" if output["worst_abs"] == 0 else "-"),
+                _number(output["top1"], ".1%"),
+            )
+    console.print(table)
+    for artifact in artifacts:
+        for note in artifact.parity().get("notes", []):
+            console.print(f"note: {note}", highlight=False)
+        console.print(_costs(artifact), highlight=False, soft_wrap=True)
+
+
+def _costs(artifact: Artifact) -> str:
+    device = artifact.profile()["devices"]["cpu"]
+    seconds = device["seconds_by_rows"]
+    first, best = float(seconds["1"]), device["best_rows"]
+    per_row = float(seconds.get(str(best), first)) / best
+    return (
+        f"{artifact.path}: {artifact.manifest.precision}, {artifact.model_path.stat().st_size / 1e6:.1f} MB, "
+        f"1 row {first * 1e3:.3g} ms, best batch {best} rows ({per_row * 1e3:.3g} ms a row, one thread), "
+        f"digest {artifact.digest[:12]}"
+    )
+
+
+def _number(value: Any, form: str, unit: str = "", none: str = "-") -> str:
+    return none if value is None else f"{value:{form}}{unit}"
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "path": str(artifact.path),
+        "digest": artifact.digest,
+        "format": artifact.manifest.format,
+        "precision": artifact.manifest.precision,
+        "parity": artifact.parity(),
+        "profile": artifact.profile(),
+    }
+
+
+def _print_routes(as_json: bool) -> None:
+    from converters.table import routes
+
+    found = routes()
+    if as_json:
+        emit(
+            [
+                {"from": r.source.value, "to": r.target.value, "needs": list(r.needs), "missing": list(r.missing)}
+                for r in found
+            ],
+            as_json=True,
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("from", "to", "needs", "state"):
+        table.add_column(name)
+    for r in found:
+        state = f"missing: {', '.join(r.missing)}" if r.missing else "ready"
+        table.add_row(r.source.value, r.target.value, ", ".join(r.needs), state)
+    Console().print(table)
