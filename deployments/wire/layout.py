@@ -14,7 +14,7 @@ from math import isnan, prod
 import numpy as np
 
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TooLarge, error_from_wire
-from cluster.tensors import Signature, TensorSpec
+from cluster.tensors import DTYPES, Signature, TensorSpec
 from deployments.call import Buffer, TensorAnswer, TensorRequest
 from deployments.wire.batches import Array, MicroBatch, MicroResult
 from deployments.wire.frames import ALIGNMENT, Failure, FrameError, Infer, Kind, Payload, Result, encode_frame
@@ -24,6 +24,7 @@ JOIN_BYTES = 64 << 10  # below this one copy costs less than handing the kernel 
 MAX_ID_LENGTH = 128  # ids travel for logs only
 MAX_MESSAGE_LENGTH = 2000
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
+_NUMPY = {name: np.dtype(code) for name, (code, _) in DTYPES.items()}
 
 
 def encode_infer(
@@ -210,7 +211,7 @@ def _array(spec: TensorSpec, shape: tuple[int, ...], payload: Payload, at: int, 
         raise FrameError(f"INFER: input {spec.name}: {list(shape)} of {spec.dtype} does not take {size} bytes")
     if spec.dtype == "BOOL":
         region = region != 0  # any byte may come; numpy's booleans must be 0 or 1
-    return region.view(spec.numpy).reshape(shape)
+    return region.view(_NUMPY[spec.dtype]).reshape(shape)
 
 
 def _output(
@@ -222,7 +223,7 @@ def _output(
     tail = tuple(map(int, output.shape[1:] if batched else output.shape))
     if spec.item_bytes == 0:
         return tail, _encode_strings(spec, output, rows, batched)
-    if output.dtype != spec.numpy:
+    if output.dtype != _NUMPY[spec.dtype]:
         raise EngineFailed(f"output {spec.name}: expected {spec.dtype}, the engine gave {output.dtype}")
     if output.size == 0:
         return tail, ()

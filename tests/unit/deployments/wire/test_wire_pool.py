@@ -119,6 +119,15 @@ def test_requests_of_other_shapes_do_not_share_a_micro_batch_and_the_oldest_goes
     assert caller.sends() == [(1, 1, ["a", "c"]), (1, 2, ["b"])]
 
 
+def test_a_shape_whose_oldest_request_went_away_loses_its_place():
+    caller = connected(1)
+    gone = caller.submit("a", shape=1)
+    caller.submit("b", shape=2)
+    caller.submit("c", shape=1)
+    gone.cancel()
+    assert caller.sends() == [(1, 1, ["b"]), (1, 2, ["c"])]
+
+
 def test_the_replica_with_the_fewest_outstanding_rows_is_chosen():
     caller = Caller()
     caller.pool.connected(1, 5, 0.0)

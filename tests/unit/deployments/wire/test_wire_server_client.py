@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvloop
 
 from cluster.documents import DeploySettings, VersionRecord
 from cluster.errors import (
@@ -37,11 +36,6 @@ from deployments.wire.server import WireServer, WireSettings
 SECRET = "correct horse"
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),), True, 8)
 RECORD = VersionRecord("1", "somewhere", "digest", SIGNATURE, "onnx", "FP32", 1, 0.0, deploy=DeploySettings())
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    return request.param()
 
 
 class Doubling:
