@@ -63,7 +63,9 @@ def flaws(generation: Generation, objective: Objective, thresholds: Thresholds) 
     if generation.lost_processes:
         found.append(f"{generation.lost_processes} generator process(es) left no samples")
     if generation.dropped:
-        found.append(f"{generation.dropped} arrivals were dropped: the generator's max_in_flight was reached")
+        found.append(
+            f"{generation.dropped} arrivals were dropped: max_in_flight was reached, or the generator fell far behind"
+        )
     if generation.loop == "open":
         if generation.sent < thresholds.sent_share * generation.offered:
             found.append(

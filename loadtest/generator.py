@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 READY, START, DONE, FAILED = "prism_ready", "prism_start", "prism_done", "prism_failed"
 LEAD_S = 0.5  # between the order to start and time 0
+MAX_LATE_S = 2.0  # later than this an arrival is dropped: a generator that cannot keep up should not go on for long
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +152,21 @@ class PlanUser(FastHttpUser):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         open_requests: dict[int, tuple[float, float, int]] = {}
-        for i, (due_s, call, key) in enumerate(arrivals):
-            gevent.sleep(max(share.start_s + due_s - time.perf_counter(), 0))
-            if pool.full():
-                recorder.add(due_s, nan, nan, Outcome.DROPPED, "", call)
-            else:
-                pool.spawn(self._send_open, session, share, open_requests, i, due_s, call, key)
-        left_s = share.start_s + plan.schedule.end_s - time.perf_counter()
-        gevent.sleep(max(left_s, 0))
-        pool.join(timeout=plan.timeout_s + 1.0)
-        pool.kill()
-        for due_s, sent_s, call in open_requests.values():
-            recorder.add(due_s, sent_s, nan, Outcome.UNANSWERED, "", call)
+        try:
+            for i, (due_s, call, key) in enumerate(arrivals):
+                gevent.sleep(max(share.start_s + due_s - time.perf_counter(), 0))
+                late_s = time.perf_counter() - share.start_s - due_s
+                if pool.full() or late_s > MAX_LATE_S:
+                    recorder.add(due_s, nan, nan, Outcome.DROPPED, "", call)
+                else:
+                    pool.spawn(self._send_open, session, share, open_requests, i, due_s, call, key)
+            left_s = share.start_s + plan.schedule.end_s - time.perf_counter()
+            gevent.sleep(max(left_s, 0))
+            pool.join(timeout=plan.timeout_s + 1.0)
+        finally:  # also when Locust ends the run early
+            for due_s, sent_s, call in list(open_requests.values()):
+                recorder.add(due_s, sent_s, nan, Outcome.UNANSWERED, "", call)
+            pool.kill(block=False)
 
     def _send_open(
         self,

@@ -240,4 +240,5 @@ def _phase(raw: Any, path: str, folder: Path) -> Phase:
 
 
 def _shipped_folder() -> Path:
-    return Path(str(files("config"))) / "loadtest"
+    # Beside this package, in a checkout as in an installation; the name `config` alone could be anybody's.
+    return Path(str(files("loadtest"))).parent / "config" / "loadtest"
