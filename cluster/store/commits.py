@@ -50,6 +50,10 @@ def check_texts(operation: str, by: str, reason: str) -> None:
     for name, text in (("operation", operation), ("by", by), ("reason", reason)):
         if len(text) > MAX_TEXT:
             raise InvalidRequest(f"{name}: at most {MAX_TEXT} characters, got {len(text)}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are no text
+            raise InvalidRequest(f"{name}: expected text in UTF-8, got {text!r}") from None
 
 
 def check_limit(limit: int) -> int:
