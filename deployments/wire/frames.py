@@ -22,7 +22,7 @@ MAGIC = b"PW"
 HEADER = struct.Struct("<2sBBIQQ")  # magic, version, kind, metadata bytes, payload bytes, call id
 ALIGNMENT = 64  # of every tensor in a payload: a cache line, and as wide as any vector register
 STAGING_BYTES = 32 << 10
-MAX_META_BYTES = 4 << 20
+MAX_META_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 1 << 30
 
 Payload = NDArray[np.uint8]

@@ -22,7 +22,7 @@ from deployments.wire.strings import decode_strings, encode_strings
 
 JOIN_BYTES = 64 << 10  # below this one copy costs less than handing the kernel many small pieces
 MAX_ID_LENGTH = 128  # ids travel for logs only
-MAX_MESSAGE_LENGTH = 2000
+MAX_MESSAGE_LENGTH = 500
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 _NUMPY = {name: np.dtype(code) for name, (code, _) in DTYPES.items()}
 
