@@ -288,11 +288,14 @@ class FrameReader:
 
     def _keep(self, at: int) -> None:
         """Move what belongs to the next frame to the front, into a larger buffer if its metadata needs one."""
-        rest = bytes(self._staging[at : self._end])
-        self._end = len(rest)
+        waiting = self._end - at
         size = STAGING_BYTES
-        if self._end >= HEADER.size:
-            size = max(size, HEADER.size + HEADER.unpack_from(rest)[3])
+        if waiting >= HEADER.size:
+            size = max(size, HEADER.size + HEADER.unpack_from(self._staging, at)[3])
         if size != len(self._staging):
-            self._staging = memoryview(bytearray(size))
-        self._staging[: self._end] = rest
+            larger = memoryview(bytearray(size))
+            larger[:waiting] = self._staging[at : self._end]
+            self._staging = larger
+        elif at:
+            self._staging[:waiting] = bytes(self._staging[at : self._end])
+        self._end = waiting

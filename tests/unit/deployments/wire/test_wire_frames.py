@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.wire.frames import (
@@ -56,6 +56,7 @@ SENT = st.lists(
 PIECES = st.lists(st.integers(1, 2 * STAGING_BYTES), min_size=1, max_size=8)
 
 
+@settings(deadline=None)  # a long stream in pieces of one byte takes a while
 @given(SENT, PIECES, st.integers(0, 2 * STAGING_BYTES))
 def test_frames_come_out_as_they_went_in_wherever_the_stream_is_cut(
     sent: list[tuple[Kind, bytes]], pieces: list[int], filler: int

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ServingError, TooLarge
@@ -64,6 +64,7 @@ def mixed_requests(draw):
     return requests
 
 
+@settings(deadline=None)
 @given(mixed_requests(), st.data())
 def test_each_request_gets_back_its_own_rows_whichever_others_fail(requests, data):
     batch = carried(requests, MIXED)
