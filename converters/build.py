@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from cluster.artifact import Artifact, sha256_of
-from cluster.errors import InvalidRequest
+from cluster.errors import InvalidRequest, OperatorError
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format, target_format
 from converters.proof import prove, reference_from
@@ -43,6 +43,7 @@ def convert(
 
     Raises:
         InvalidRequest: Something in the arguments cannot be right.
+        OperatorError: The target's folder cannot be written.
         ConversionFailed: The model cannot be converted, or its answers are not the source's. Nothing is left at `out`.
     """
     options = options or Options()
@@ -56,8 +57,11 @@ def convert(
     start = source_format(source)
     ways = {target: way(start, target) for target in wanted}
     _check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OperatorError(f"out: cannot write to {out.parent} ({error.strerror})") from None
     try:
         origin = Candidate(
             path=source,

@@ -28,7 +28,8 @@ def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) 
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         request_file, result_file = Path(folder, "request.json"), Path(folder, "result.json")
         request_file.write_text(json.dumps(request))
-        command = [sys.executable, "-m", "converters.worker", str(request_file), str(result_file)]
+        # -P: a file in the current directory must not stand in for a module.
+        command = [sys.executable, "-P", "-m", "converters.worker", str(request_file), str(result_file)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:

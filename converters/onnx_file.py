@@ -7,6 +7,7 @@ model's own folder: https://onnx.ai/onnx/repo-docs/ExternalData.html
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -19,11 +20,13 @@ from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx_runtime import brief
+from converters.proof import reference_from
 from converters.samples import cases_for
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 INLINE_BYTES = 1_500_000_000  # protobuf messages end at 2 GiB
 MAX_MODEL_BYTES = 64 << 30
+FREE_SIZES = (16, 224, 1)  # tokens, pixels, anything
 
 _QUANTISED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
 
@@ -38,15 +41,39 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     path = save(model, work / MODEL_FILE)
     check(path)
     inputs, _ = describe(path)
-    free = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
-    notes: list[str] = [] if free or options.max_rows == 1 else [fixed_note(inputs)]
-    return Candidate(
+    batched = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
+    notes = () if batched or options.max_rows == 1 else (fixed_note(inputs),)
+    found = Candidate(
         path=path,
         precision=precision_of(model),
         source=dict(candidate.source),
-        cases=cases_for(inputs, options, batched=free),
         tools={"onnx": onnx.__version__},
         notes=(*candidate.notes, *notes),
+    )
+    given = options.sample or options.calibrate or options.inputs
+    if given or not any(ANY in spec.shape[1:] for spec in inputs):
+        return replace(found, cases=cases_for(inputs, options, batched))
+    return _with_guessed_sizes(found, inputs, options, batched)
+
+
+def _with_guessed_sizes(
+    candidate: Candidate, inputs: tuple[TensorSpec, ...], options: Options, batched: bool
+) -> Candidate:
+    """With random cases of a size that the model accepts in its free dimensions, which nobody stated."""
+    failure = ""
+    for size in FREE_SIZES:
+        trial = replace(candidate, cases=cases_for(inputs, options, batched, free=size)[:1])
+        try:
+            reference_from(trial, options)
+        except ConversionFailed as error:
+            failure = error.message
+            continue
+        note = f"free dimensions other than rows were tried with {size}; --sample or --input states real sizes"
+        cases = cases_for(inputs, options, batched, free=size)
+        return replace(candidate, cases=cases, notes=(*candidate.notes, note))
+    raise ConversionFailed(
+        f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "
+        "give --sample data.npz or --input name:DTYPE:N,..."
     )
 
 

@@ -16,6 +16,7 @@ from converters.candidate import Case, Options
 
 MAX_DATA_BYTES = 8 << 30  # unpacked
 PROOF_ROWS = 64  # of each origin; more prove little more and cost the user's time
+LARGER_ROWS = 8
 CALIBRATION_ROWS = 8  # per call: enough to keep a core busy, small enough for memory
 ROWS_SYMBOL = "N"
 
@@ -138,12 +139,11 @@ def random_data(specs: Sequence[TensorSpec], rows: int, free: int = 1, seed: int
 def row_cases(data: Mapping[str, np.ndarray], origin: str, max_rows: int) -> tuple[Case, ...]:
     """Calls with 1 and 3 rows and with a larger count, cut from `data` (repeated where it has fewer rows)."""
     have = next(iter(data.values())).shape[0]
-    counts = sorted({1, min(3, max_rows), min(8, max_rows), min(PROOF_ROWS, max_rows, max(have, 1))})
-    found = [Case(origin, n, {k: take(v, range(n)) for k, v in data.items()}) for n in counts]
-    for start in range(max_rows, min(have, PROOF_ROWS), max_rows):  # the rest of data that max_rows cuts short
-        rows = range(start, min(start + max_rows, have, PROOF_ROWS))
-        found.append(Case(origin, len(rows), {k: take(v, rows) for k, v in data.items()}))
-    return tuple(found)
+    most = min(PROOF_ROWS, max(have, LARGER_ROWS))
+    counts = {min(n, max_rows) for n in (1, 3, most)}
+    calls = [range(n) for n in sorted(counts)]
+    calls += [range(n, min(n + max_rows, most)) for n in range(max_rows, most, max_rows)]  # what max_rows cut off
+    return tuple(Case(origin, len(rows), {name: take(array, rows) for name, array in data.items()}) for rows in calls)
 
 
 def call_cases(data: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], origin: str) -> tuple[Case, ...]:
@@ -191,8 +191,10 @@ def user_data(options: Options) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool) -> tuple[Case, ...]:
+def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool, free: int = 1) -> tuple[Case, ...]:
     """The calls to prove a model on: the user's data, or random data where there is none.
+
+    `free` is the size that random data has in free dimensions other than rows, unless the user states one.
 
     Raises: InvalidRequest if the data does not fit `specs`.
     """
@@ -200,7 +202,7 @@ def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool) -> t
     if not given:
         stated = {spec.name: spec for spec in map(parse_input, options.inputs)}
         sized = [_example(spec, stated.get(spec.name)) for spec in specs]
-        given = {"random": random_data(sized, rows=8 if batched else 1)}
+        given = {"random": random_data(sized, LARGER_ROWS if batched else 1, free)}
     found: list[Case] = []
     for origin, data in given.items():
         what = "calibrate" if origin == "calibration" else origin

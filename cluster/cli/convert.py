@@ -134,15 +134,17 @@ def read_labels(file: Path) -> tuple[str, ...]:
 
 def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     """A table of what was compared, and one line of costs per artifact."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     kinds = {artifact.parity()["kind"] for artifact in artifacts}
     against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
-    table = Table(title=f"compared with {against}", title_justify="left")
+    table = Table(title=f"compared with {against}", title_justify="left", box=box.SIMPLE, padding=(0, 2, 0, 0))
     for name in ("artifact", "output", "elements", "worst abs", "worst rel", "out", "SQNR", "top-1"):
-        table.add_column(name, justify="left" if name in ("artifact", "output") else "right")
+        left = name in ("artifact", "output")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "output")
     for artifact in artifacts:
         for output in artifact.parity()["outputs"]:
             table.add_row(
