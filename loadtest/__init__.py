@@ -2,6 +2,6 @@
 
 from loadtest.result import LoadResult, PhaseResult
 from loadtest.runs import Progress, run
-from loadtest.scenario import Scenario
+from loadtest.scenario import Scenario, read_scenario
 
-__all__ = ["LoadResult", "PhaseResult", "Progress", "Scenario", "run"]
+__all__ = ["LoadResult", "PhaseResult", "Progress", "Scenario", "read_scenario", "run"]

@@ -21,7 +21,7 @@ from cluster.errors import InvalidRequest, ServingError
 from loadtest.calls import check_host, fetch_json
 from loadtest.generator import PlanShape, PlanUser, connect, forget, give_up, prepare
 from loadtest.plan import Plan, plan
-from loadtest.scenario import Scenario
+from loadtest.scenario import read_scenario
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def _plan(environment: Environment) -> Plan:
     if not environment.host:
         raise InvalidRequest("host: missing; give --host http://HOST:PORT")
     host = check_host(environment.host)
-    scenario = Scenario.load(options.scenario).adjusted(
-        rate=options.rate or None, model=options.model or None, sample=options.sample or None
+    scenario = read_scenario(
+        options.scenario, rate=options.rate or None, model=options.model or None, sample=options.sample or None
     )
     return plan(scenario, host, fetch_json(host))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import yaml
 
@@ -71,6 +71,19 @@ class GeneratorSettings:
             raise InvalidRequest("generator: expected processes, max_in_flight >= 1, connections >= 0, timeout_s > 0")
 
 
+class Changes(TypedDict, total=False):
+    """What may be replaced in a scenario; None leaves it. `duration_s` stretches all phases to that total, `model`
+    and `sample` go to every target."""
+
+    rate: float | None
+    duration_s: float | None
+    model: str | None
+    sample: str | None
+    seed: int | None
+    processes: int | None
+    objective: Objective | None
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A load test. `rate` is the requests per second that 1.0 means in the phases' arrival patterns.
@@ -108,55 +121,43 @@ class Scenario:
         """Seconds of all phases, without the warm-up."""
         return sum(phase.duration_s for phase in self.phases)
 
-    def adjusted(
-        self,
-        *,
-        rate: float | None = None,
-        duration_s: float | None = None,
-        model: str | None = None,
-        sample: str | None = None,
-        seed: int | None = None,
-        processes: int | None = None,
-        objective: Objective | None = None,
-    ) -> Scenario:
-        """This scenario with some values replaced: `duration_s` stretches all phases to that total, `model` and
-        `sample` go to every target.
+    def adjusted(self, **changes: Unpack[Changes]) -> Scenario:
+        """This scenario with some values replaced.
 
         Raises: InvalidRequest, also for a rate where the file that is replayed has its own.
         """
-        if rate is not None and any(isinstance(phase.arrivals, Replay) for phase in self.phases):
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        if "rate" in given and any(isinstance(phase.arrivals, Replay) for phase in self.phases):
             raise InvalidRequest("rate: a replayed file has its own; set scale_rate in the scenario")
-        if duration_s is not None and not duration_s > 0:
-            raise InvalidRequest(f"duration: expected seconds above 0, got {duration_s}")
-        stretch = 1.0 if duration_s is None else duration_s / self.duration_s
-        target = {name: value for name, value in (("model", model), ("sample", sample)) if value is not None}
-        return replace(
-            self,
-            rate=self.rate if rate is None else rate,
-            phases=tuple(replace(phase, duration_s=phase.duration_s * stretch) for phase in self.phases),
-            targets=tuple(replace(each, **target) for each in self.targets),  # type: ignore[arg-type]
-            seed=self.seed if seed is None else seed,
-            generator=self.generator if processes is None else replace(self.generator, processes=processes),
-            objective=self.objective if objective is None else objective,
-        )
+        if "duration_s" in given:
+            duration_s = given.pop("duration_s")
+            if not duration_s > 0:
+                raise InvalidRequest(f"duration_s: expected seconds above 0, got {duration_s}")
+            stretch = duration_s / self.duration_s
+            given["phases"] = tuple(replace(phase, duration_s=phase.duration_s * stretch) for phase in self.phases)
+        if "processes" in given:
+            given["generator"] = replace(self.generator, processes=given.pop("processes"))
+        target = {name: given.pop(name) for name in ("model", "sample") if name in given}
+        return replace(self, **given, targets=tuple(replace(each, **target) for each in self.targets))
 
-    @classmethod
-    def load(cls, source: str) -> Scenario:
-        """From a YAML file, or the shipped scenario of that name (`smoke`, `config/loadtest/smoke.yaml`).
 
-        Raises: InvalidRequest, naming the file and the field.
-        """
-        file = find(source)
-        try:
-            raw = yaml.safe_load(file.read_text())
-        except OSError as error:
-            raise InvalidRequest(f"scenario: {file}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"scenario: {file}: {' '.join(str(error).split())}") from None
-        try:
-            return scenario_from(raw, name=file.stem, folder=file.parent)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{file.name}: {error.message}") from None
+def read_scenario(source: str, **changes: Unpack[Changes]) -> Scenario:
+    """From a YAML file, or the shipped scenario of that name (`smoke`, `config/loadtest/smoke.yaml`).
+
+    Raises: InvalidRequest, naming the file and the field.
+    """
+    file = find(source)
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InvalidRequest(f"scenario: {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"scenario: {file}: {' '.join(str(error).split())}") from None
+    try:
+        scenario = scenario_from(raw, name=file.stem, folder=file.parent)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{file.name}: {error.message}") from None
+    return scenario.adjusted(**changes)
 
 
 def shipped() -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
@@ -20,9 +20,13 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Prism's metrics at one moment (wall clock), by name and sorted labels."""
+    """Prism's metrics at one moment (wall clock), by name and sorted labels.
+
+    Counters belong to the gateway process that answered, so they are compared only with its own earlier ones.
+    """
 
     at_s: float
+    gateway: str
     values: dict[tuple[str, Labels], float]
 
 
@@ -58,7 +62,8 @@ def parse(text: str, at_s: float) -> Snapshot:
                     values[sample.name, tuple(sorted(sample.labels.items()))] = float(sample.value)
         except ValueError:
             continue
-    return Snapshot(at_s, values)
+    gateway = next((dict(labels).get("gateway", "") for name, labels in values if name == "prism_gateway_info"), "")
+    return Snapshot(at_s, gateway, values)
 
 
 class MetricsPoller:
@@ -102,12 +107,15 @@ def server_timeline(
     batch: list[float | None] = [None] * seconds
     queue: list[float | None] = [None] * seconds
     replicas: dict[str, list[float | None]] = {}
-    for before, now in zip((None, *snapshots[:-1]), snapshots, strict=True):
+    last: dict[str, Snapshot] = {}
+    for now in snapshots:
+        before = last.get(now.gateway)
+        last[now.gateway] = now
         second = int(now.at_s - epoch_s)
         if not 0 <= now.at_s - epoch_s < seconds:
             continue
         if before is not None:
-            batch[second] = _mean_batch(before, now, wanted)
+            batch[second] = _mean_batch([(before, now)], wanted)
         queue[second] = _total(now, "prism_queue_rows", wanted)
         for version, count in _replicas(now, wanted).items():
             replicas.setdefault(version, [None] * seconds)[second] = count
@@ -120,45 +128,50 @@ def server_figures(snapshots: Sequence[Snapshot], models: Iterable[str], start_s
     inside = [s for s in snapshots if start_s - 0.5 <= s.at_s <= end_s + 0.5]
     if not inside:
         return ServerFigures()
+    by_gateway: dict[str, list[Snapshot]] = {}
+    for snapshot in inside:
+        by_gateway.setdefault(snapshot.gateway, []).append(snapshot)
+    spans = [(each[0], each[-1]) for each in by_gateway.values()]
     counts = [sum(found.values()) for s in inside if (found := _replicas(s, wanted))]
     queues = [rows for s in inside if (rows := _total(s, "prism_queue_rows", wanted)) is not None]
     return ServerFigures(
-        batch_rows=_mean_batch(inside[0], inside[-1], wanted),
-        batches=_batches(inside[0], inside[-1], wanted),
+        batch_rows=_mean_batch(spans, wanted),
+        batches=_batches(spans, wanted),
         replicas_min=int(min(counts)) if counts else None,
         replicas_max=int(max(counts)) if counts else None,
         queue_rows_max=max(queues) if queues else None,
     )
 
 
-def _mean_batch(before: Snapshot, now: Snapshot, models: frozenset[str]) -> float | None:
-    rows = _grown(before, now, "prism_batch_rows_sum", models)
-    batches = _grown(before, now, "prism_batch_rows_count", models)
-    return sum(rows.values()) / total if (total := sum(batches.values())) > 0 else None
+def _mean_batch(spans: Sequence[tuple[Snapshot, Snapshot]], models: frozenset[str]) -> float | None:
+    rows = sum(value for _, value in _grown(spans, "prism_batch_rows_sum", models))
+    batches = sum(value for _, value in _grown(spans, "prism_batch_rows_count", models))
+    return rows / batches if batches > 0 else None
 
 
-def _batches(before: Snapshot, now: Snapshot, models: frozenset[str]) -> dict[str, int]:
+def _batches(spans: Sequence[tuple[Snapshot, Snapshot]], models: frozenset[str]) -> dict[str, int]:
     """Batches per bucket of the server's histogram, from its cumulative counts."""
-    cumulative: Counter[float] = Counter()
-    for labels, grown in _grown(before, now, "prism_batch_rows_bucket", models).items():
-        cumulative[float(dict(labels).get("le", "inf"))] += int(grown)
+    cumulative: dict[float, float] = defaultdict(float)
+    for labels, grown in _grown(spans, "prism_batch_rows_bucket", models):
+        cumulative[float(dict(labels).get("le", "inf"))] += grown
     batches: dict[str, int] = {}
-    below = 0
+    below = 0.0
     for bound in sorted(cumulative):
-        if cumulative[bound] > below:
-            batches["more" if bound == float("inf") else f"{bound:g}"] = cumulative[bound] - below
+        if count := round(cumulative[bound] - below):
+            batches["more" if bound == float("inf") else f"{bound:g}"] = count
         below = cumulative[bound]
     return batches
 
 
-def _grown(before: Snapshot, now: Snapshot, name: str, models: frozenset[str]) -> dict[Labels, float]:
+def _grown(
+    spans: Sequence[tuple[Snapshot, Snapshot]], name: str, models: frozenset[str]
+) -> Iterator[tuple[Labels, float]]:
     """How much each counter called `name` grew; one that shrank was restarted and counts from 0."""
-    grown = {}
-    for (each, labels), value in now.values.items():
-        if each == name and _is_about(labels, models):
-            earlier = before.values.get((each, labels), 0.0)
-            grown[labels] = value - earlier if value >= earlier else value
-    return grown
+    for before, now in spans:
+        for (each, labels), value in now.values.items():
+            if each == name and _is_about(labels, models):
+                earlier = before.values.get((each, labels), 0.0)
+                yield labels, value - earlier if value >= earlier else value
 
 
 def _total(snapshot: Snapshot, name: str, models: frozenset[str]) -> float | None:

@@ -73,12 +73,13 @@ def loadtest(
         return
     _need_extra()
     from loadtest.objective import Objective
-    from loadtest.scenario import Scenario
+    from loadtest.scenario import read_scenario
 
     if list_shipped:
         _list(as_json)
         return
-    scenario = Scenario.load(source).adjusted(
+    scenario = read_scenario(
+        source,
         rate=rate,
         duration_s=duration,
         model=model,
@@ -191,9 +192,9 @@ def _knee_text(knee: KneeResult, out: Path) -> str:
 
 
 def _list(as_json: bool) -> None:
-    from loadtest.scenario import Scenario, shipped
+    from loadtest.scenario import read_scenario, shipped
 
-    found = {name: Scenario.load(name) for name in shipped()}
+    found = {name: read_scenario(name) for name in shipped()}
     values = [{"name": n, "about": s.about, "duration_s": s.duration_s} for n, s in found.items()]
     rows = [[name, f"{s.duration_s:g} s", s.about] for name, s in found.items()]
     emit(values, as_json, _aligned(rows))
@@ -215,4 +216,11 @@ def _need_extra() -> None:
 
 
 def _host_of(home: Path) -> str:
-    raise OperatorError(f"host: missing; give --host http://HOST:PORT ({home})")
+    from cluster.home import Home
+
+    boot = Home(home).running()
+    if boot is None:
+        raise OperatorError(f"host: nothing is running in {home}; start it with `prism up`, or give --host URL")
+    bound = boot.settings.http.host
+    address = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bound, bound)
+    return f"http://{address}:{boot.http_port}"
