@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from cluster.store.follow import Follower
-from cluster.store.redis import RedisStore
 from ray import serve
 from ray.serve.schema import ServeStatus
 
@@ -25,6 +23,8 @@ from cluster.errors import ServingError, StoreUnavailable
 from cluster.policy.reconcile import Applied, Seen, Wanted, plan
 from cluster.settings import Boot
 from cluster.store import VersionStore
+from cluster.store.follow import Follower
+from cluster.store.redis import RedisStore
 from deployments import applications as apps
 
 log = logging.getLogger("ray.serve")

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import ray
-from cluster.artifacts_store import ArtifactStore
 from ray import serve
 
 from cluster.artifact import SAMPLE, Artifact
+from cluster.artifacts_store import ArtifactStore
 from cluster.documents import DeploySettings, VersionRecord
 from cluster.errors import ArtifactCorrupt, ConversionFailed
 from cluster.policy.batch import BatchPolicy
@@ -69,7 +69,6 @@ class ModelReplica:
                 unix_path=str(Path(boot.run_dir) / f"w-{unique}.sock"),
                 node_id=ray.get_runtime_context().get_node_id(),
                 digest=self._record.digest,
-                max_payload_bytes=max(64 << 20, 2 * boot.settings.http.max_body_bytes),
             ),
         )
         self._counted = (time.monotonic(), 0, 0, 0.0)

@@ -14,22 +14,22 @@ import time
 from pathlib import Path
 
 import ray
-from cluster.door import open_door
-from cluster.store.follow import Follower
-from cluster.store.redis import RedisStore
-from deployments.gateway.app import build_app
-from deployments.gateway.listener import HttpServer
-from deployments.metrics import Metrics
-from deployments.wire.client import VersionClient
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.documents import VersionRecord, VersionStatus
+from cluster.door import open_door
 from cluster.errors import ServingError, StoreUnavailable
 from cluster.settings import Boot
+from cluster.store.follow import Follower
+from cluster.store.redis import RedisStore
 from deployments import applications as apps
+from deployments.gateway.app import build_app
+from deployments.gateway.listener import HttpServer
 from deployments.gateway.membership import MEMBERSHIP, Addresses
 from deployments.gateway.routes import RoutingTable
+from deployments.metrics import Metrics
+from deployments.wire.client import VersionClient
 
 log = logging.getLogger("ray.serve")
 
@@ -51,7 +51,8 @@ class Gateway:
         self._follower = Follower(self._store, state)
         self._metrics = Metrics(gateway=unique)
         self._handles: dict[tuple[str, str], DeploymentHandle] = {}
-        self._waking: set[tuple[str, str]] = set()
+        self._waking: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._table = RoutingTable(self._connect, self._disconnect)
         self._statuses: dict[str, dict[str, VersionStatus]] = {}
         self._statuses_s = 0.0
@@ -113,27 +114,34 @@ class Gateway:
         def told(replicas: Addresses) -> None:
             self._loop.call_soon_threadsafe(client.update, replicas)
 
-        handle = serve.get_deployment_handle(apps.MODEL_DEPLOYMENT, app_name=application, _check_exists=False)
-        handle._init()
-        self._handles[key] = handle
+        if key not in self._handles:
+            handle = serve.get_deployment_handle(apps.MODEL_DEPLOYMENT, app_name=application, _check_exists=False)
+            handle._init()
+            self._handles[key] = handle
         MEMBERSHIP.listen(application, told)
         return client
 
     def _disconnect(self, model: str, client: VersionClient) -> None:
         key = (model, client.record.version)
-        MEMBERSHIP.forget(apps.app_name(*key))
+        if key not in self._table.arms():
+            MEMBERSHIP.forget(apps.app_name(*key))
+            handle = self._handles.pop(key, None)
+            if handle is not None:
+                self._loop.run_in_executor(None, handle.shutdown)
+        task = self._loop.create_task(self._leave(client))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, client: VersionClient) -> None:
+        await client.drain(self._boot.settings.gateway.max_deadline_s)
         client.close()
-        handle = self._handles.pop(key, None)
-        if handle is not None:
-            self._loop.run_in_executor(None, handle.shutdown)
 
     def _wake(self, key: tuple[str, str]) -> None:
         """Requests wait and there is no replica: a queued call tells Serve's autoscaler."""
         handle = self._handles.get(key)
         if handle is None or key in self._waking:
             return
-        self._waking.add(key)
-        self._loop.create_task(self._wait_awake(key, handle))
+        self._waking[key] = self._loop.create_task(self._wait_awake(key, handle))
 
     async def _wait_awake(self, key: tuple[str, str], handle: DeploymentHandle) -> None:
         try:
@@ -141,7 +149,7 @@ class Gateway:
         except Exception as error:  # whatever it was, waiting requests have their own deadlines
             log.warning("waking %s:%s: %s", *key, type(error).__name__)
         finally:
-            self._waking.discard(key)
+            self._waking.pop(key, None)
 
     async def check_health(self) -> None:
         """Raises if the gateway no longer listens or no longer follows the store."""
@@ -156,4 +164,6 @@ class Gateway:
             self._task.cancel()
             await server.drain(DRAIN_S)
             await server.stop()
-            await self._table.close()
+            self._table.close()
+            if self._leaving:
+                await asyncio.wait(self._leaving, timeout=DRAIN_S)

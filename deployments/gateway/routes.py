@@ -6,15 +6,13 @@ network are never touched while a request is routed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
-
-from deployments.wire.client import VersionClient
 
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus
 from cluster.errors import ModelNotFound, ModelNotReady
 from cluster.names import Target
+from deployments.wire.client import VersionClient, micro_batch_rows
 
 log = logging.getLogger("ray.serve")
 
@@ -22,6 +20,7 @@ Connect = Callable[[str, VersionRecord], VersionClient]
 """(model, record) -> a client that will be told of the version's replicas."""
 
 Disconnect = Callable[[str, VersionClient], None]
+"""(model, client) -> nothing; lets the client's requests be answered first."""
 
 
 class RoutingTable:
@@ -46,6 +45,9 @@ class RoutingTable:
             arm = self._arms.get(key)
             if arm is None:
                 self._arms[key] = self._connect(key[0], record)
+            elif micro_batch_rows(arm.record) != micro_batch_rows(record):
+                self._arms[key] = self._connect(key[0], record)
+                self._disconnect(key[0], arm)
             elif arm.record != record:
                 arm.record = record
         self._documents = documents
@@ -88,9 +90,8 @@ class RoutingTable:
         """Every arm by (model, version)."""
         return self._arms
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Disconnect every arm."""
-        for (model, _), arm in self._arms.items():
+        arms, self._arms = self._arms, {}
+        for (model, _), arm in arms.items():
             self._disconnect(model, arm)
-        self._arms.clear()
-        await asyncio.sleep(0)

@@ -61,12 +61,12 @@ def _conversions(page: Page, story: Story) -> None:
         sizes.append(KeyFigure(name, f"{size / 1e6:.1f} MB", f"{curve.run_s(1) * 1e3:.1f} ms for one image"))
         rows_axis = list(curve.rows)
         curves[name] = [curve.run_s(n) / n * 1e3 for n in curve.rows]
-        for output, figures in artifact.parity()["outputs"].items():
+        for figures in artifact.parity()["outputs"]:
             rows.append(
                 [
                     name,
-                    output,
-                    *(_figure(figures.get(k)) for k in ("worst_abs", "worst_rel", "sqnr_db", "top1_agreement")),
+                    figures["name"],
+                    *(_figure(figures.get(k)) for k in ("worst_abs", "worst_rel", "sqnr_db", "top1")),
                 ]
             )
     page.figures(sizes)

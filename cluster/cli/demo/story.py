@@ -130,14 +130,14 @@ def _show_parity(narrator: Narrator, story: Story) -> None:
     rows = []
     for version, path in story.artifacts.items():
         artifact = Artifact.read(path)
-        for name, figures in artifact.parity()["outputs"].items():
+        for figures in artifact.parity()["outputs"]:
             rows.append(
                 [
                     f"version {version}: {artifact.manifest.precision}",
-                    name,
+                    figures["name"],
                     f"{figures['worst_abs']:.2g}",
                     f"{figures['sqnr_db']:.1f} dB" if figures.get("sqnr_db") is not None else "–",
-                    f"{figures['top1_agreement']:.1%}" if figures.get("top1_agreement") is not None else "–",
+                    f"{figures['top1']:.1%}" if figures.get("top1") is not None else "–",
                     f"{artifact.model_path.stat().st_size / 1e6:.1f} MB",
                     f"{artifact.cost_curve().run_s(1) * 1e3:.1f} ms",
                 ]
