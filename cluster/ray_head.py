@@ -1,0 +1,205 @@
+"""The Ray head of one home: started as a process of its own, reachable from this machine only.
+
+`ray start` is not used: it cannot leave out the Ray client server (another port that speaks pickle), and on the
+loopback address it insists on the machine's outward one. This module starts the same `Node` with what a single machine
+needs: GCS, raylet and the node's agents, every port chosen by the kernel, so that two homes never meet. Ray's version
+is pinned because `Node` is not public.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.errors import OperatorError
+from cluster.home import Home
+from cluster.settings import Boot, RaySettings
+
+NAMESPACE = "prism"
+
+_LOG_BYTES = 16 << 20
+
+# Variables of the user's own Ray work that would lead our processes, or theirs, to the wrong cluster.
+_FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+
+_FLAGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Despite its name: "0" makes Ray stay on the loopback address, on any system.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # SIGTERM means stop now: what must drain has been drained before.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # What Ray costs while nothing happens: fewer reports, no idle spare workers, a slower (0.1 s) control loop.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_event_stats": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
+    "RAY_ROTATION_BACKUP_COUNT": "2",
+}
+
+
+def environment(home: Home) -> dict[str, str]:
+    """What every process that is, or joins, the home's Ray cluster has in its environment. Holds no secret."""
+    return {**_FLAGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.secret_file("ray-token"))}
+
+
+def own_environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with the home's Ray settings, without what belongs to another cluster."""
+    return {**{name: value for name, value in base.items() if name not in _FOREIGN}, **environment(home)}
+
+
+def connect(boot: Boot) -> None:
+    """Join the cluster as a driver; once per process. Raises: OperatorError if it does not answer.
+
+    Ray reads part of its environment when it is imported, so a process that has imported Ray before must have been
+    started with `own_environment`.
+    """
+    home = Home(Path(boot.home))
+    wanted = environment(home)
+    if "ray" in sys.modules and any(os.environ.get(name) != value for name, value in wanted.items()):
+        raise OperatorError("ray: it was imported before the environment of this Prism was set")
+    for name in _FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(wanted)
+    import ray
+
+    try:
+        ray.init(
+            address=boot.ray_address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level="warning",
+            configure_logging=True,
+            include_dashboard=None,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise OperatorError(f"ray: {boot.ray_address} does not answer: {error}") from None
+
+
+def start(
+    home: Home, settings: RaySettings, environ: Mapping[str, str], output: IO[bytes], timeout_s: float
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a head in a session of its own and wait until it takes work.
+
+    Args:
+        environ: The head's environment: `own_environment`, marked.
+        output: Where the head's output goes.
+
+    Returns:
+        The process, and the address at which to join.
+
+    Raises:
+        OperatorError: It ended, or was not ready within `timeout_s`; then it has been killed.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.ray_head",
+        "--home",
+        str(home),
+        "--settings",
+        json.dumps(asdict(settings)),
+    ]
+    return start_command(command, environ, output, timeout_s)
+
+
+def start_command(
+    command: list[str], environ: Mapping[str, str], output: IO[bytes], timeout_s: float
+) -> tuple[subprocess.Popen[bytes], str]:
+    """`start` for any command that writes its address to the descriptor named by `--ready-fd` once it is ready."""
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*command, "--ready-fd", str(writing)],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(writing,),
+        )
+    finally:
+        os.close(writing)
+    os.set_blocking(reading, False)
+    deadline_s = time.monotonic() + timeout_s
+    address = b""
+    try:
+        while not address.endswith(b"\n"):
+            if process.poll() is not None:
+                raise OperatorError(f"ray: the head ended with exit code {process.returncode} before it was ready")
+            if time.monotonic() > deadline_s:
+                process.kill()
+                process.wait()
+                raise OperatorError(f"ray: the head was not ready within {timeout_s:.0f} s")
+            try:
+                address += os.read(reading, 4096)
+            except BlockingIOError:
+                time.sleep(0.02)
+    finally:
+        os.close(reading)
+    return process, address.decode().strip()
+
+
+def main() -> int:
+    """The head's own process: start the node, say where it is, and end when one of its parts does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--settings", type=json.loads, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    os.set_inheritable(arguments.ready_fd, False)
+    node = _node(Home(arguments.home), RaySettings(**arguments.settings))
+    with os.fdopen(arguments.ready_fd, "w") as ready:
+        print(node.address, file=ready)
+    while not (dead := node.dead_processes()):
+        time.sleep(0.5)
+    print("ray: ended:", ", ".join(f"{kind} (exit code {process.returncode})" for kind, process in dead), flush=True)
+    return 1
+
+
+def _node(home: Home, settings: RaySettings) -> Any:
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    class Head(Node):  # type: ignore[misc]
+        """A head that leaves out the dashboard's process, unless it is asked for."""
+
+        def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+            if include_dashboard:
+                super().start_api_server(include_dashboard=True, raise_on_failure=raise_on_failure)
+
+    return Head(
+        RayParams(
+            node_ip_address="127.0.0.1",
+            gcs_server_port=0,
+            num_cpus=settings.num_cpus or None,
+            num_gpus=settings.num_gpus or None,
+            object_store_memory=settings.object_store_bytes,
+            temp_dir=str(home.ray_dir),
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=None,
+            dashboard_agent_listen_port=0,
+            include_log_monitor=False,  # drivers do not print what workers write
+            no_monitor=True,  # nothing here adds nodes
+        ),
+        head=True,
+        shutdown_at_exit=True,
+        spawn_reaper=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
