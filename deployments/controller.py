@@ -20,7 +20,7 @@ from ray.serve.schema import ServeStatus
 
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus, encode
 from cluster.errors import ServingError, StoreUnavailable
-from cluster.policy.reconcile import Applied, Seen, Wanted, plan
+from cluster.policy.reconcile import Applied, Seen, Wanted, at_rest, plan
 from cluster.settings import Boot
 from cluster.store import VersionStore
 from cluster.store.follow import Follower
@@ -36,7 +36,7 @@ HUNG_S = 120.0  # Serve's own calls may block for a while; longer than this, the
 class Controller:
     """Deployed by `deployments.applications.controller_application`."""
 
-    async def __init__(self, boot_file: str) -> None:
+    async def __init__(self, boot_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
         boot = Boot.read(boot_file)
         store = RedisStore(boot.store_url)
         self._reconciler = Reconciler(boot_file, boot, store)
@@ -149,14 +149,7 @@ class Reconciler:
                     now[version] = statuses[name]
                 else:
                     old = self._reported.get(model, {}).get(version)
-                    once = old is not None and old.ready_once and old.digest == record.digest
-                    state = "DRAINING" if name in seen else "RETIRED" if once else "REGISTERED"
-                    now[version] = VersionStatus(
-                        version,
-                        state,
-                        ready_once=once,
-                        digest=record.digest,  # type: ignore[arg-type]
-                    )
+                    now[version] = at_rest(version, record.digest, old, stopping=name in seen)
             old_statuses = self._reported.get(model, {})
             if _without_time(now) != _without_time(old_statuses):
                 stamped = {version: replace(status, at_s=time.time()) for version, status in now.items()}

@@ -35,7 +35,7 @@ log = logging.getLogger("ray.serve")
 class ModelReplica:
     """One replica of one model version. Deployed by `deployments.applications.model_application`."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, boot_file: str, model: str, record: str, threads: int, accelerator: str, drain_s: float
     ) -> None:
         """Raises whatever keeps the version from being served, so that a failed load is a failed start.

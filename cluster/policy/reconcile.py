@@ -132,6 +132,14 @@ def _status(want: Wanted, app: Seen | None, applied: Applied, before: VersionSta
     )
 
 
+def at_rest(version: str, digest: str, before: VersionStatus | None, stopping: bool) -> VersionStatus:
+    """The status of a version that is not to run: DRAINING while Serve still knows it, then RETIRED, or REGISTERED if
+    it never was ready with this digest."""
+    once = before is not None and before.ready_once and before.digest == digest
+    state: State = "DRAINING" if stopping else "RETIRED" if once else "REGISTERED"
+    return VersionStatus(version, state, ready_once=once, digest=digest)
+
+
 _NAMED = re.compile(
     r"(?:cluster\.errors\.)?([A-Z]\w*(?:Error|Request|NotFound|NotReady|Corrupt|Failed|Conflict)): (.+)"
 )

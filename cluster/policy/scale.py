@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-
 FAR = 1e6  # more replicas than anybody has
 
 

@@ -40,7 +40,7 @@ DRAIN_S = 45.0  # below Serve's grace period for a gateway
 class Gateway:
     """Deployed by `deployments.applications.gateway_application`."""
 
-    async def __init__(self, boot_file: str) -> None:
+    async def __init__(self, boot_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
         """Raises: OperatorError when the node's door does not hand out the listening socket."""
         self._boot = boot = Boot.read(boot_file)
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-from cluster.policy.reconcile import LOST_AFTER_S, RETRY_FIRST_S, Applied, Seen, Wanted, plan, reason_of
+from cluster.policy.reconcile import LOST_AFTER_S, RETRY_FIRST_S, Applied, Seen, Wanted, at_rest, plan, reason_of
 
 APP = "model:m:1"
 WANT = {APP: Wanted("m", "1", "digest", "spec-a")}
@@ -88,3 +88,11 @@ def test_another_artifact_has_to_prove_itself_anew():
 def test_a_reason_is_one_line_even_without_an_error():
     assert reason_of("  waiting for CPUs\nmore") == "waiting for CPUs"
     assert reason_of("") == ""
+
+
+def test_a_version_that_is_not_to_run_drains_and_then_rests():
+    ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, {APP: Applied("spec-a")}).statuses[APP]
+    assert at_rest("1", "digest", ready, stopping=True).state == "DRAINING"
+    assert at_rest("1", "digest", ready, stopping=False).state == "RETIRED"
+    assert at_rest("1", "other", ready, stopping=False).state == "REGISTERED"
+    assert at_rest("1", "digest", None, stopping=False).state == "REGISTERED"

@@ -1,0 +1,84 @@
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.documents import DeploySettings, ModelDocument, VersionRecord
+from cluster.tensors import Signature, TensorSpec
+from deployments import applications as apps
+from deployments.controller import applications_seen, wanted_applications
+from deployments.scaling import ServeScale, load_of, policy_arguments
+
+SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
+
+
+def record(version, deploy=DeploySettings(), digest="d"):
+    return VersionRecord(version, "/a", digest, SIGNATURE, "onnx", "fp32", 10, 1.0, deploy=deploy)
+
+
+@pytest.mark.parametrize(("model", "version"), [("m", "1"), ("a.b-c", "12"), ("a-1", "2")])
+def test_an_application_name_tells_its_model_and_version(model, version):
+    assert apps.parse_app_name(apps.app_name(model, version)) == (model, version)
+
+
+def test_other_applications_are_not_model_versions():
+    for name in (apps.CONTROLLER_APP, apps.GATEWAY_APP + "abc", "model:", "model:x"):
+        assert apps.parse_app_name(name) is None
+
+
+def test_only_deployed_versions_are_wanted_and_only_their_own_changes_change_them():
+    document = ModelDocument("m", {"1": record("1"), "2": record("2", None)}, labels={"old": "1"}, revision=4)
+    wanted, records = wanted_applications({"m": document})
+    assert list(wanted) == ["model:m:1"] and list(records) == ["model:m:1"]
+    moved = ModelDocument("m", {"1": record("1"), "2": record("2", None)}, revision=5)
+    assert wanted_applications({"m": moved})[0] == wanted
+    scaled = ModelDocument("m", {"1": record("1", DeploySettings(max_replicas=3))})
+    assert wanted_applications({"m": scaled})[0] != wanted
+
+
+def test_what_serve_reports_is_read():
+    deployment = SimpleNamespace(replica_states={"RUNNING": 2, "STARTING": 1, "STOPPING": 1}, message="why")
+    status = SimpleNamespace(
+        applications={
+            "model:m:1": SimpleNamespace(status="DEPLOYING", deployments={"replica": deployment}, message=""),
+            apps.GATEWAY_APP + "n": SimpleNamespace(status="RUNNING", deployments={}, message=""),
+        }
+    )
+    seen, gateways = applications_seen(status)
+    assert gateways == {apps.GATEWAY_APP + "n"}
+    assert (seen["model:m:1"].running, seen["model:m:1"].target, seen["model:m:1"].message) == (2, 3, "why")
+
+
+def context(**changes):
+    metrics = {
+        "rows_per_s": {"a": 100.0, "b": 50.0, "gone": 999.0},
+        "done_per_s": {"a": 100.0, "b": 50.0},
+        "queue_rows": {"a": 4.0},
+        "busy_share": {"a": 0.5, "b": 0.3},
+        "capacity_rows_per_s": {"a": 80.0, "b": 80.0},
+    }
+    given = {
+        "aggregated_metrics": metrics,
+        "running_replicas": ["a", "b"],
+        "target_num_replicas": 2,
+        "total_num_requests": 0,
+        "app_name": "model:m:1",
+    }
+    return SimpleNamespace(**{**given, **changes})
+
+
+def test_load_is_summed_over_running_replicas_only():
+    load = load_of(context())
+    assert (load.replicas, load.rows_per_s, load.queue_rows) == (2, 150.0, 4.0)
+    assert load.busy_share == pytest.approx(0.4) and load.capacity_rows_per_s == 80.0
+    assert not load.wanted and load_of(context(total_num_requests=1)).wanted
+
+
+def test_serves_policy_scales_with_the_settings_of_the_version():
+    scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5)))
+    replicas, state = scale(context())
+    assert replicas == 3 and "rows/s" in state["reason"]  # 150 rows/s at 70 % of 80 rows/s each
+
+
+def test_before_any_report_the_target_is_kept():
+    scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5)))
+    assert scale(context(aggregated_metrics={}))[0] == 2
