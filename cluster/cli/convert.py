@@ -141,7 +141,7 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     console = Console()
     kinds = {artifact.parity()["kind"] for artifact in artifacts}
     against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
-    table = Table(title=f"compared with {against}", title_justify="left", box=box.SIMPLE, padding=(0, 2, 0, 0))
+    table = Table(title=f"compared with {against}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("artifact", "output", "elements", "worst abs", "worst rel", "out", "SQNR", "top-1"):
         left = name in ("artifact", "output")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "output")
