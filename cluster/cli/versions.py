@@ -1,0 +1,222 @@
+"""`prism publish`, `prism deploy` and `prism undeploy`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster import changes, operations
+from cluster.artifact import Artifact
+from cluster.cli.output import emit, home_option, json_option
+from cluster.cli.session import Session, connect
+from cluster.documents import DeploySettings, ModelDocument, VersionStatus
+from cluster.errors import InvalidRequest, OperatorError
+from cluster.names import Target
+
+SERVING = ("READY", "ASLEEP")
+_POLL_S = 0.5
+_OLD_FAILURE_S = 15.0  # a failure reported before the change counts once it has stood for so long after it
+
+reason_option = click.option("--reason", default="", help="Why, for the history.")
+
+
+@click.command(epilog="Example: prism publish flowers artifacts/flowers-int8")
+@click.argument("model")
+@click.argument("artifact_dir", type=click.Path(path_type=Path))
+@click.option("--allow-same", is_flag=True, help="Also if a version with this very artifact exists.")
+@reason_option
+@home_option
+@json_option
+def publish(model: str, artifact_dir: Path, allow_same: bool, reason: str, home: Path, as_json: bool) -> None:
+    """Make ARTIFACT_DIR the next version of MODEL. Nothing is served by it yet."""
+    with connect(home) as session:
+        artifact = read_artifact(artifact_dir)
+        document = operations.publish(
+            session.store, session.artifacts, model, artifact, by=session.by, reason=reason, allow_same=allow_same
+        )
+        record = document.record(changes.newest(document))
+        facts = {
+            "model": model,
+            "version": record.version,
+            "digest": record.digest,
+            "uri": record.uri,
+            "revision": document.revision,
+        }
+        name = f"{model}:{record.version}"
+        emit(
+            facts, as_json, f"published {name}  ({record.format} {record.precision}, {record.size_bytes / 1e6:.1f} MB)"
+        )
+
+
+@click.command(epilog="Example: prism deploy flowers:2 --min 1 --max 4 --cpus 1")
+@click.argument("target", metavar="MODEL:VERSION")
+@click.option("--min", "min_replicas", type=int, help="Fewest replicas; 0: asleep until a request comes.")
+@click.option("--max", "max_replicas", type=int, help="Most replicas.")
+@click.option("--cpus", "num_cpus", type=float, help="CPUs, and threads, of one replica.")
+@click.option("--gpus", "num_gpus", type=float, help="GPUs of one replica, or a share of one.")
+@click.option("--batch-rows", "max_batch_rows", type=int, help="Most rows of one batch; 0: what the profile says pays.")
+@click.option("--max-wait-ms", type=float, help="How long a batch may wait to be filled.")
+@click.option("--queue-rows", "max_queue_rows", type=int, help="Most rows that wait in one replica.")
+@click.option("--deadline", "default_deadline_s", type=float, help="Seconds, for requests that state no deadline.")
+@click.option("--utilisation", "target_utilisation", type=float, help="Share of the time replicas should be busy.")
+@click.option("--down-after", "down_after_s", type=float, help="Seconds of lower demand before a replica goes.")
+@click.option("--idle-after", "idle_after_s", type=float, help="With --min 0: seconds without a request until asleep.")
+@click.option("--no-wait", is_flag=True, help="Return at once; the controller goes on.")
+@click.option("--timeout", "timeout_s", default=300.0, show_default=True, help="Longest wait, in seconds.")
+@click.option(
+    "--take-traffic/--no-traffic",
+    default=None,
+    help="Give it all traffic once it is READY, or none.  [default: only if no version takes traffic yet]",
+)
+@reason_option
+@home_option
+@json_option
+def deploy(
+    target: str,
+    max_wait_ms: float | None,
+    no_wait: bool,
+    timeout_s: float,
+    take_traffic: bool | None,
+    reason: str,
+    home: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Have a version served, or change how it is; without a version, the newest.
+
+    What is not given stays as it is. Waits until the version is READY, or says why it FAILED.
+    """
+    asked = Target.parse(target)
+    overrides = {name: value for name, value in options.items() if value is not None}
+    if max_wait_ms is not None:
+        overrides["max_wait_s"] = max_wait_ms / 1000
+    if no_wait and take_traffic:
+        raise click.UsageError("--take-traffic needs the wait: leave out --no-wait")
+    with connect(home) as session:
+        say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+        document, status = deploy_and_wait(
+            session,
+            asked,
+            overrides,
+            reason=reason,
+            timeout_s=0.0 if no_wait else timeout_s,
+            take_traffic=take_traffic,
+            say=say,
+        )
+        version = operations.version_of(document, asked)
+        emit(version_facts(document, version, status), as_json, f"{document.name}:{version} {_described(status)}")
+
+
+@click.command(epilog="Example: prism undeploy flowers:1")
+@click.argument("target", metavar="MODEL:VERSION")
+@click.option("--force", is_flag=True, help="Also with traffic or a label: its share goes to the others.")
+@reason_option
+@home_option
+@json_option
+def undeploy(target: str, force: bool, reason: str, home: Path, as_json: bool) -> None:
+    """Have a version served no longer. What it has begun, it finishes; it stays published."""
+    asked = Target.parse(target)
+    with connect(home) as session:
+        named = operations.version_of(session.store.read(asked.model), asked)
+        document = operations.undeploy(session.store, asked, force=force, by=session.by, reason=reason)
+        facts = {"model": document.name, "version": named, "revision": document.revision}
+        emit(facts, as_json, f"{document.name}:{named} is undeployed; it finishes what it has begun")
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Raises: InvalidRequest, saying what to do with a file that is no artifact."""
+    if not path.exists():
+        raise InvalidRequest(f"artifact: {path} does not exist")
+    if path.is_file():
+        raise InvalidRequest(f"artifact: {path} is a file; make an artifact of it with prism convert, or: prism serve")
+    return Artifact.read(path)
+
+
+def deploy_and_wait(
+    session: Session,
+    target: Target,
+    overrides: dict[str, Any],
+    *,
+    reason: str = "",
+    timeout_s: float,
+    take_traffic: bool | None = None,
+    say: Callable[[str], None],
+    settings: DeploySettings | None = None,
+) -> tuple[ModelDocument, VersionStatus | None]:
+    """Deploy, wait until READY or ASLEEP (`timeout_s` 0: do not), then give traffic as `deploy --help` says.
+
+    Raises: OperatorError with the controller's reason if it FAILED, or was not READY in time.
+    """
+    store = session.store
+    document = operations.deploy(store, target, settings, overrides=overrides, by=session.by, reason=reason)
+    version = operations.version_of(document, target)
+    if not timeout_s:
+        return document, store.statuses(document.name).get(version)
+    status = wait_ready(session, document, version, timeout_s, say)
+    exact = Target(document.name, version=version)
+    if take_traffic:
+        document = operations.promote(store, exact, by=session.by, reason=reason)
+        say(f"{exact} takes all traffic")
+    elif take_traffic is None and document.split is None:
+        document = operations.take_first_traffic(store, exact, by=session.by)
+        if document.split is not None and document.split.share_bp(version):
+            say(f"{exact} takes all traffic: the first version that is READY")
+    return document, status
+
+
+def wait_ready(
+    session: Session, document: ModelDocument, version: str, timeout_s: float, say: Callable[[str], None]
+) -> VersionStatus:
+    """The status once the version is READY or ASLEEP. Raises: OperatorError if it FAILED or time is up."""
+    name, store = f"{document.name}:{version}", session.store
+    digest = document.record(version).digest
+    began_s, begun = time.time(), time.monotonic()
+    told = ""
+    status: VersionStatus | None = None
+    while time.monotonic() - begun < timeout_s:
+        status = store.statuses(document.name).get(version)
+        if status is not None and status.digest in ("", digest):
+            if status.state in SERVING:
+                return status
+            waited_s = time.monotonic() - begun
+            if status.state == "FAILED" and (status.at_s >= began_s - 1.0 or waited_s > _OLD_FAILURE_S):
+                raise OperatorError(f"{name} FAILED: {status.reason or 'no reason was reported'}")
+            line = f"{name} {_described(status)}"
+            if line != told and status.state in ("LOADING", "DEGRADED"):
+                say(line)
+                told = line
+        store.wait(min(_POLL_S, max(0.0, timeout_s - (time.monotonic() - begun))))
+    found = _described(status) if status is not None else "unknown to the controller"
+    raise OperatorError(
+        f"{name} was not READY within {timeout_s:g} s: {found}; the controller goes on, see prism status"
+    )
+
+
+def version_facts(document: ModelDocument, version: str, status: VersionStatus | None) -> dict[str, Any]:
+    """One version for `--json`."""
+    return {
+        "model": document.name,
+        "version": version,
+        "state": status.state if status else "REGISTERED",
+        "reason": status.reason if status else "",
+        "replicas": status.replicas if status else 0,
+        "target_replicas": status.target_replicas if status else 0,
+        "share_bp": document.split.share_bp(version) if document.split else 0,
+        "labels": sorted(label for label, at in document.labels.items() if at == version),
+        "revision": document.revision,
+    }
+
+
+def _described(status: VersionStatus | None) -> str:
+    if status is None:
+        return "will be deployed"
+    replicas = f", {status.replicas} of {status.target_replicas} replicas" if status.target_replicas else ""
+    return f"is {status.state}{replicas}{': ' + one_line(status.reason) if status.reason else ''}"
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
