@@ -164,6 +164,7 @@ class EmbeddedServer:
             "requirepass": self._read("password"),
             "dir": _quoted(self._directory),
             "daemonize": "no",
+            "set-proc-title": "no",  # a title would be written over the environment, by which processes are told apart
             "save": '""',
             "appendonly": "yes",
             "appendfsync": "always",
