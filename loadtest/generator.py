@@ -26,6 +26,7 @@ from gevent.event import AsyncResult
 from gevent.pool import Pool
 from locust import FastHttpUser, LoadTestShape
 from locust.env import Environment
+from locust.exception import StopUser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.calls import Call
@@ -115,7 +116,7 @@ class PlanUser(FastHttpUser):  # type: ignore[misc]
     def on_start(self) -> None:
         session = self.session
         if session is None:
-            raise RuntimeError("no plan: the run could not be prepared")
+            raise StopUser  # the plan could not be made, and that was logged
         agent = self.client.client
         # Any answer is an answer: judged below, without the exception and the transcript made for every refusal.
         agent.valid_response_codes = frozenset(range(100, 600))
@@ -234,6 +235,7 @@ def _judge(response: Any) -> tuple[Outcome, str]:
     status = response.status_code
     if not status:
         error = getattr(response, "error", None)
+        error = getattr(error, "original", error)  # geventhttpclient wraps what happened to its only attempt
         return (Outcome.TIMEOUT if isinstance(error, TimeoutError) else Outcome.CONNECTION), ""
     headers = response.headers or {}
     version = headers.get("X-Prism-Model-Version") or ""

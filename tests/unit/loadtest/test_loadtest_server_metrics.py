@@ -1,0 +1,56 @@
+import pytest
+
+from loadtest.server_metrics import parse, server_figures, server_timeline
+
+
+def page(batches, rows, replicas=1, queue=0, gateway="g"):
+    return f"""# TYPE prism_batch_rows histogram
+prism_batch_rows_bucket{{model="m",version="1",arm="",le="1.0"}} {batches / 2}
+prism_batch_rows_bucket{{model="m",version="1",arm="",le="8.0"}} {batches}
+prism_batch_rows_bucket{{model="m",version="1",arm="",le="+Inf"}} {batches}
+prism_batch_rows_count{{model="m",version="1",arm=""}} {batches}
+prism_batch_rows_sum{{model="m",version="1",arm=""}} {rows}
+prism_batch_rows_count{{model="other",version="1",arm=""}} 1e9
+prism_replicas{{model="m",version="1",arm=""}} {replicas}
+prism_queue_rows{{model="m",version="1",arm=""}} {queue}
+prism_gateway_info{{gateway="{gateway}"}} 1
+python_info{{version="3.11"}} 1
+this is no metric
+prism_broken{{ 1
+"""
+
+
+def test_batches_are_counted_between_two_moments_and_for_the_loaded_model_only():
+    snapshots = [parse(page(100, 100), 10.0), parse(page(110, 150, replicas=3, queue=7), 20.0)]
+    found = server_figures(snapshots, ["m"], 10.0, 20.0)
+    assert found.batch_rows == pytest.approx(5.0)
+    assert found.batches == {"1": 5, "8": 5}
+    assert (found.replicas_min, found.replicas_max, found.queue_rows_max) == (1, 3, 7)
+
+
+def test_counters_of_several_gateways_are_not_mixed():
+    snapshots = [
+        parse(page(100, 100, gateway="a"), 10.0),
+        parse(page(900, 900, gateway="b"), 11.0),
+        parse(page(110, 140, gateway="a"), 12.0),
+        parse(page(910, 920, gateway="b"), 13.0),
+    ]
+    assert server_figures(snapshots, ["m"], 10.0, 13.0).batch_rows == pytest.approx(60 / 20)
+
+
+def test_a_restarted_gateway_counts_from_zero():
+    snapshots = [parse(page(100, 400), 10.0), parse(page(10, 20), 20.0)]
+    assert server_figures(snapshots, ["m"], 10.0, 20.0).batch_rows == pytest.approx(2.0)
+
+
+def test_snapshots_fall_into_the_seconds_of_the_run_and_gaps_stay_gaps():
+    snapshots = [parse(page(10, 10), 100.2), parse(page(20, 40, replicas=2), 101.2), parse(page(30, 70), 103.2)]
+    line = server_timeline(snapshots, ["m"], epoch_s=100.0, end_s=4.0)
+    assert line.batch_rows == (None, 3.0, None, 3.0)
+    assert line.replicas == {"1": (1.0, 2.0, None, 1.0)}
+
+
+def test_a_server_without_metrics_leaves_nothing_behind():
+    found = server_figures([], ["m"], 0.0, 1.0)
+    assert (found.batch_rows, found.batches, found.replicas_max) == (None, {}, None)
+    assert server_timeline([], ["m"], 0.0, 2.0).batch_rows == (None, None)
