@@ -1,0 +1,229 @@
+"""Commands on a memory store: what they change, what they print, and how they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cluster.artifacts_store import ArtifactStore
+from cluster.cli.main import COMMANDS, cli, main
+from cluster.cli.serve import model_name
+from cluster.cli.session import Session
+from cluster.cli.up import merged
+from cluster.documents import VersionStatus
+from cluster.errors import InvalidRequest, ModelNotFound, OperatorError, ServingError
+from cluster.settings import Boot, HttpSettings, Settings
+from cluster.store.memory import MemoryStore
+from onnx_models import mlp_artifact
+
+
+class ReadyStore(MemoryStore):
+    """A memory store with a controller that reports the same state for whatever is deployed."""
+
+    state, reason = "READY", ""
+
+    def statuses(self, model):
+        return {
+            version: VersionStatus(
+                version, self.state, self.reason, 1, 1, self.state == "READY", record.digest, at_s=4e9
+            )
+            for version, record in self.read(model).versions.items()
+            if record.deploy is not None
+        }
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def session(tmp_path):
+    boot = Boot(
+        str(tmp_path), "", "", "redis://:secret@h:1/0", str(tmp_path / "a"), "", "admin", "wire", 1, 2, Settings()
+    )
+    return Session(boot, ReadyStore(), ArtifactStore(str(tmp_path / "a"), tmp_path / "cache"), "ada")
+
+
+@pytest.fixture
+def prism(session):
+    def prism(*arguments):
+        """The command's JSON value; its error is raised."""
+        done = CliRunner().invoke(cli, [*arguments, "--json"], obj=session)
+        if isinstance(done.exception, ServingError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    return prism
+
+
+@pytest.fixture
+def published(prism, tmp_path):
+    """Two published versions of `m`."""
+    for seed in (1, 2):
+        prism("publish", "m", str(mlp_artifact(tmp_path / str(seed), seed=seed).path))
+
+
+def test_a_version_goes_from_published_to_deployed_to_traffic(prism, published, session):
+    assert prism("deploy", "m:1", "--min", "1", "--max", "3", "--max-wait-ms", "2")["state"] == "READY"
+    document = session.store.read("m")
+    assert document.split.share_bp("1") == 10_000
+    assert (document.versions["1"].deploy.max_replicas, document.versions["1"].deploy.max_wait_s) == (3, 0.002)
+
+
+def test_what_a_deploy_does_not_name_stays_as_it_was(prism, published, session):
+    prism("deploy", "m:1", "--cpus", "2", "--max", "4")
+    prism("deploy", "m:1", "--max", "5")
+    deploy = session.store.read("m").versions["1"].deploy
+    assert (deploy.num_cpus, deploy.max_replicas) == (2, 5)
+
+
+def test_without_a_version_the_newest_is_deployed(prism, published):
+    assert prism("deploy", "m")["version"] == "2"
+
+
+def test_a_second_version_takes_no_traffic_by_itself(prism, published):
+    prism("deploy", "m:1")
+    assert prism("deploy", "m:2")["share_bp"] == 0
+    assert prism("deploy", "m:2", "--take-traffic")["share_bp"] == 10_000
+
+
+def test_no_traffic_means_none_even_for_the_first(prism, published):
+    assert prism("deploy", "m:1", "--no-traffic")["share_bp"] == 0
+
+
+def test_a_failed_version_fails_the_command_with_its_reason(prism, published, session):
+    session.store.state, session.store.reason = "FAILED", "model.onnx: expected SHA-256"
+    with pytest.raises(OperatorError, match=r"m:1 FAILED: model\.onnx: expected SHA-256"):
+        prism("deploy", "m:1")
+    assert session.store.read("m").split is None
+
+
+def test_a_version_that_never_gets_ready_is_given_up_in_time(prism, published, session):
+    session.store.state = "LOADING"
+    with pytest.raises(OperatorError, match=r"not READY within 0\.01 s: is LOADING"):
+        prism("deploy", "m:1", "--timeout", "0.01")
+
+
+def test_no_wait_returns_while_it_is_loading(prism, published, session):
+    session.store.state = "LOADING"
+    assert prism("deploy", "m:1", "--no-wait")["state"] == "LOADING"
+
+
+def test_split_promote_and_rollback_move_traffic(prism, published):
+    prism("deploy", "m:1")
+    prism("deploy", "m:2")
+    assert prism("split", "m", "1=90,2=10")["split"] == {"1": 90.0, "2": 10.0}
+    assert prism("promote", "m:2")["labels"] == {"stable": "2"}
+    assert prism("rollback", "m")["split"] == {"1": 90.0, "2": 10.0}
+
+
+def test_the_history_says_who_what_and_why(prism, published):
+    prism("deploy", "m:1")
+    prism("deploy", "m:2")
+    prism("split", "m", "1=50,2=50", "--reason", "try it")
+    newest = prism("history", "m", "--limit", "1")["entries"][0]
+    assert (newest["operation"], newest["by"], newest["reason"]) == ("split", "ada", "try it")
+    assert newest["deployed"] == ["1", "2"]
+
+
+def test_a_label_is_set_and_removed(prism, published):
+    prism("deploy", "m:2")
+    assert prism("label", "m@canary", "2")["labels"]["canary"] == "2"
+    assert "canary" not in prism("label", "m@canary", "--remove")["labels"]
+
+
+def test_a_label_needs_a_label(prism, published):
+    with pytest.raises(InvalidRequest, match="MODEL@LABEL"):
+        prism("label", "m:1", "2")
+
+
+def test_undeploy_without_a_version_means_the_same_as_the_document_says(prism, published, session):
+    prism("deploy", "m:1")
+    prism("deploy", "m:2")
+    assert prism("undeploy", "m:2")["version"] == "2"
+    assert session.store.read("m").versions["2"].deploy is None
+
+
+def test_status_shows_every_model_and_never_the_stores_password(prism, published, session):
+    prism("deploy", "m:1")
+    facts = prism("status")
+    (model,) = facts["models"]
+    assert [v["state"] for v in model["versions"]] == ["READY", "REGISTERED"]
+    assert "secret" not in json.dumps(facts)
+    text = CliRunner().invoke(cli, ["status"], obj=session).stdout
+    assert "DOES NOT ANSWER" in text and "READY" in text and "secret" not in text
+
+
+def test_unknown_names_are_not_found(prism, published):
+    for command in (["deploy", "m:9"], ["split", "nosuch", "1=100"], ["infer", "nosuch"], ["status", "nosuch"]):
+        with pytest.raises(ModelNotFound):
+            prism(*command)
+
+
+def test_publishing_a_file_says_what_to_do_instead(prism, tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(InvalidRequest, match="prism serve"):
+        prism("publish", "m", str(tmp_path / "model.onnx"))
+
+
+def test_infer_refuses_inputs_the_model_does_not_have(prism, published, tmp_path):
+    prism("deploy", "m:1")
+    np.savez(tmp_path / "in.npz", z=np.zeros((1, 4), np.float32))
+    with pytest.raises(InvalidRequest, match="inputs: expected x; got z"):
+        prism("infer", "m", "--input", str(tmp_path / "in.npz"))
+
+
+def test_infer_without_a_gateway_is_one_clear_line(prism, published):
+    prism("deploy", "m:1")
+    with pytest.raises(OperatorError, match="does not answer"):
+        prism("infer", "m")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("demo", "loadtest")])
+def test_every_command_explains_itself_with_an_example(command):
+    done = CliRunner().invoke(cli, [command, "--help"])
+    assert done.exit_code == 0
+    assert "Example" in done.stdout and "--json" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "history m", "deploy m:1", "split m 1=100", "infer m"])
+def test_with_nothing_running_the_error_says_how_to_start(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prism", *command.split(), "--home", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: nothing is running in") and "prism up --home" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_error_is_json_when_json_was_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prism", "status", "--json", "--home", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(capsys.readouterr().err)["error"] == "OperatorError"
+
+
+def test_wrong_usage_is_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prism", "split", "m"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+
+
+def test_down_with_nothing_running_says_so_and_succeeds(tmp_path):
+    done = CliRunner().invoke(cli, ["down", "--home", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "nothing is running" in done.stdout
+
+
+def test_options_win_over_the_settings_file():
+    settings = merged(Settings(http=HttpSettings(host="0.0.0.0", port=1)), 2, None)
+    assert (settings.http.host, settings.http.port, settings.grpc.port) == ("0.0.0.0", 2, 9000)
+
+
+@pytest.mark.parametrize(("file", "name"), [("My Model (v2).onnx", "My-Model-v2"), ("resnet.50.pt2", "resnet-50")])
+def test_a_models_name_is_made_of_the_files(file, name, tmp_path):
+    (tmp_path / file).touch()
+    assert model_name(tmp_path / file) == name
