@@ -20,7 +20,7 @@ from cluster.costs import CostCurve
 from converters.runtime import Arrays, Runtime, open_runtime
 
 LEAST_RUNS, MOST_RUNS = 3, 1000
-MOST_S = 0.6  # per point
+MOST_S = 0.3  # per point
 
 
 def counts(max_rows: int) -> tuple[int, ...]:

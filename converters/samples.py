@@ -201,7 +201,7 @@ def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool, free
     given = user_data(options)
     if not given:
         stated = {spec.name: spec for spec in map(parse_input, options.inputs)}
-        sized = [_example(spec, stated.get(spec.name)) for spec in specs]
+        sized = [_example(spec, stated.get(spec.name), batched) for spec in specs]
         given = {"random": random_data(sized, LARGER_ROWS if batched else 1, free)}
     found: list[Case] = []
     for origin, data in given.items():
@@ -211,7 +211,7 @@ def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool, free
     return tuple(found)
 
 
-def _example(spec: TensorSpec, stated: InputSpec | None) -> TensorSpec:
+def _example(spec: TensorSpec, stated: InputSpec | None, batched: bool) -> TensorSpec:
     if stated is None:
         return spec
     if len(stated.shape) != len(spec.shape) or stated.dtype != spec.dtype:
@@ -219,7 +219,5 @@ def _example(spec: TensorSpec, stated: InputSpec | None) -> TensorSpec:
             f"input {spec.name}: expected {spec.dtype} with {len(spec.shape)} dimensions, "
             f"got {stated.dtype} with {len(stated.shape)}"
         )
-    shape = tuple(
-        d if i == 0 and d == ANY else s for i, (d, s) in enumerate(zip(spec.shape, stated.shape, strict=True))
-    )
+    shape = tuple(ANY if i == 0 and batched else s for i, s in enumerate(stated.shape))
     return TensorSpec(spec.name, spec.dtype, shape)

@@ -114,8 +114,11 @@ def _stated(module: torch.nn.Module, options: Options) -> list[InputSpec]:
 def of_program(program: Any, options: Options) -> tuple[TorchCall, tuple[str, ...]]:
     """How to call an exported program, from its own graph, with notes.
 
-    Raises: ConversionFailed if its inputs are not plain tensors.
+    Raises: ConversionFailed if its inputs are not plain tensors, or if it was exported in training mode.
     """
+    training = [str(node.target) for node in program.graph.nodes if node.op == "call_function" and _trains(node)]
+    if training:
+        raise ConversionFailed(f"the .pt2 was exported in training mode ({training[0]}): call eval() before the export")
     names = list(program.graph_signature.user_inputs)
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     positional, keyword = (program.call_spec.in_spec.child(i) for i in range(2))
@@ -156,7 +159,12 @@ def _known(dtype: torch.dtype) -> bool:
 
 def _upper(program: Any, size: torch.SymInt) -> int:
     ranges = program.range_constraints.get(size.node.expr)
-    try:
-        return int(ranges.upper) if ranges is not None else ANY_ROWS
-    except (OverflowError, TypeError, ValueError):  # no bound: infinity
-        return ANY_ROWS
+    return int(ranges.upper) if ranges is not None and ranges.upper.is_Integer else ANY_ROWS
+
+
+def _trains(node: Any) -> bool:
+    """Whether a graph node behaves as in training: argument 5 of batch_norm, 2 of dropout."""
+    name = str(node.target)
+    if name.startswith("aten.batch_norm"):
+        return len(node.args) > 5 and bool(node.args[5])
+    return name.startswith("aten.dropout") and len(node.args) > 2 and bool(node.args[2])

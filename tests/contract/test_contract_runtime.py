@@ -1,0 +1,102 @@
+"""What every runtime owes, whatever it runs. Artifacts of other formats join the list as their runtimes exist."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from cluster.artifact import SAMPLE, Artifact
+from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
+from converters.onnx_runtime import CPU, CUDA, providers
+from converters.runtime import open_runtime
+from onnx_models import fixed_artifact, mlp_artifact, text_artifact, two_input_artifact
+
+MAKERS = [mlp_artifact, two_input_artifact, fixed_artifact, text_artifact]
+
+
+@pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
+def artifact(request, tmp_path):
+    return request.param(tmp_path / "artifact")
+
+
+def sample(artifact):
+    with np.load(artifact.path / SAMPLE, allow_pickle=False) as data:
+        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
+
+
+def test_outputs_are_contiguous_and_as_the_signature_says(artifact):
+    runtime = open_runtime(artifact)
+    outputs = runtime.run(sample(artifact))
+    assert runtime.signature == artifact.manifest.signature
+    for spec, array in zip(runtime.signature.outputs, outputs, strict=True):
+        assert spec.admits(array.shape)
+        assert array.dtype == np.dtype(spec.numpy)
+        assert array.flags.c_contiguous
+
+
+def test_a_second_call_gives_the_same_answer(artifact):
+    runtime = open_runtime(artifact)
+    first, second = runtime.run(sample(artifact)), runtime.run(sample(artifact))
+    for a, b in zip(first, second, strict=True):
+        assert a.tolist() == b.tolist()
+
+
+def test_rows_in_company_are_answered_as_alone(artifact):
+    if not artifact.manifest.signature.batched:
+        pytest.skip("not batched")
+    runtime = open_runtime(artifact)
+    inputs = sample(artifact)
+    together = runtime.run(inputs)
+    for row in range(inputs[0].shape[0]):
+        alone = runtime.run(tuple(array[row : row + 1] for array in inputs))
+        for a, b in zip(alone, together, strict=True):
+            assert a.tolist() == b[row : row + 1].tolist()
+
+
+def test_a_shape_the_model_cannot_take_is_the_callers_mistake(artifact):
+    runtime = open_runtime(artifact)
+    with pytest.raises(InvalidRequest, match="refuses these inputs"):
+        runtime.run(tuple(array[..., None] for array in sample(artifact)))
+
+
+def test_arguments_that_make_no_sense_are_refused(artifact):
+    with pytest.raises(InvalidRequest, match="threads"):
+        open_runtime(artifact, threads=0)
+    with pytest.raises(InvalidRequest, match="accelerator: expected one of auto, cpu, gpu"):
+        open_runtime(artifact, accelerator="tpu")
+
+
+def test_a_damaged_model_is_an_engine_failure_in_one_line(artifact):
+    artifact.model_path.write_bytes(artifact.model_path.read_bytes()[:40])
+    with pytest.raises(EngineFailed) as caught:
+        open_runtime(artifact)
+    assert "\n" not in caught.value.message
+
+
+def test_a_model_that_is_not_what_the_manifest_says_is_refused(tmp_path):
+    mlp, fixed = mlp_artifact(tmp_path / "a"), fixed_artifact(tmp_path / "b")
+    two = two_input_artifact(tmp_path / "c")
+    shutil.copy(two.model_path, mlp.model_path)
+    with pytest.raises(ArtifactCorrupt, match=r"manifest\.signature\.inputs"):
+        open_runtime(Artifact.read(mlp.path))
+    assert open_runtime(fixed)
+
+
+def test_text_comes_in_as_bytes_or_str_and_goes_out_as_bytes(tmp_path):
+    runtime = open_runtime(text_artifact(tmp_path))
+    (answer,) = runtime.run((np.array([["zwölf"], ["zwölf".encode()]], dtype=object),))
+    assert answer.tolist() == [["zwölf".encode()]] * 2
+
+
+def test_bytes_that_are_no_text_are_the_callers_mistake(tmp_path):
+    runtime = open_runtime(text_artifact(tmp_path))
+    with pytest.raises(InvalidRequest, match="text: expected UTF-8"):
+        runtime.run((np.array([[b"\xff\xfe"]], dtype=object),))
+
+
+def test_a_gpu_that_is_not_there_is_an_error_and_never_the_cpu():
+    with pytest.raises(EngineFailed, match="expected gpu"):
+        providers("gpu", available=[CPU])
+    assert providers("gpu", available=[CUDA, CPU]) == [CUDA, CPU]
+    assert providers("auto", available=[CPU]) == [CPU]
+    assert providers("cpu", available=[CUDA, CPU]) == [CPU]
