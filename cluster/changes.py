@@ -288,7 +288,7 @@ def _refuse_labelled(document: ModelDocument, version: str) -> None:
         if at == version:
             raise Conflict(
                 f"{document.name}:{version} carries the label {label!r}; move it first "
-                f"(prism label {document.name}:VERSION {label})"
+                f"(prism label {document.name}@{label} VERSION)"
             )
 
 
