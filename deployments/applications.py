@@ -64,7 +64,7 @@ def model_application(boot_file: str, model: str, record: VersionRecord, max_dea
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,
         logging_config=_QUIET,
-        request_router_config=RequestRouterConfig(request_router_class="deployments.gateway.membership.WireRouter"),
+        request_router_config=RequestRouterConfig(request_router_class="deployments.gateway.router.WireRouter"),
         _internal=True,
     )
     return _bound(

@@ -20,7 +20,7 @@ from ray.serve.schema import ServeStatus
 
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus, encode
 from cluster.errors import ServingError, StoreUnavailable
-from cluster.policy.reconcile import Applied, Seen, Wanted, at_rest, plan
+from cluster.policy.reconcile import Applied, Seen, Wanted, after_failure, at_rest, plan
 from cluster.settings import Boot
 from cluster.store import VersionStore
 from cluster.store.follow import Follower
@@ -111,9 +111,8 @@ class Reconciler:
             except Exception as error:  # one version's trouble must not keep the others from being served
                 log.exception("%s could not be deployed", name)
                 reason = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
-                status = replace(decided.statuses[name], state="FAILED", reason=reason[:500])
-                decided.statuses[name] = status
-                self._memory[name] = replace(self._memory[name], spec="", reason=status.reason)
+                decided.statuses[name] = replace(decided.statuses[name], state="FAILED", reason=reason[:500])
+                self._memory[name] = after_failure(self._memory[name], reason[:500], time.monotonic())
         self._report(documents, wanted, seen, decided.statuses)
 
     @staticmethod

@@ -80,16 +80,18 @@ def plan(
     for name, want in wanted.items():
         applied = memory.get(name, Applied())
         app = seen.get(name)
-        if app is not None and app.status == "DEPLOY_FAILED" and applied.spec == want.spec:
+        if app is None and applied.spec == want.spec and applied.retry_at_s > now_s:
+            pass  # it could not even be run; the time to try again has not come
+        elif app is not None and app.status == "DEPLOY_FAILED" and applied.spec == want.spec:
             if applied.retry_at_s == 0.0:
-                wait_s = min(RETRY_FIRST_S * 2**applied.failures, RETRY_MOST_S)
-                applied = Applied(want.spec, applied.at_s, applied.failures + 1, now_s + wait_s, reason_of(app.message))
+                applied = after_failure(applied, reason_of(app.message), now_s)
             elif now_s >= applied.retry_at_s:
                 delete.append(name)
                 applied = Applied("", now_s, applied.failures, 0.0, applied.reason)
         elif app is not None and app.status == "DELETING":
             applied = Applied("", now_s, applied.failures, 0.0, applied.reason)
         elif applied.spec != want.spec or (app is None and now_s - applied.at_s > LOST_AFTER_S):
+            # Never run, changed, vanished, or due for another try.
             run.append(name)
             failures = applied.failures if applied.spec in ("", want.spec) else 0
             applied = Applied(want.spec, now_s, failures, 0.0, applied.reason)
@@ -98,6 +100,12 @@ def plan(
         kept[name] = applied
         statuses[name] = _status(want, app, applied, before.get(name))
     return Plan(tuple(run), tuple(delete), kept, statuses)
+
+
+def after_failure(applied: Applied, reason: str, now_s: float) -> Applied:
+    """What to remember of an application that failed: when to try again, later after every failure."""
+    wait_s = min(RETRY_FIRST_S * 2**applied.failures, RETRY_MOST_S)
+    return Applied(applied.spec, applied.at_s, applied.failures + 1, now_s + wait_s, reason)
 
 
 def _status(want: Wanted, app: Seen | None, applied: Applied, before: VersionStatus | None) -> VersionStatus:

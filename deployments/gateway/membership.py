@@ -1,17 +1,14 @@
 """Which replicas a version has, as Ray Serve broadcasts it.
 
 Serve tells every handle of a deployment about its replicas and builds the deployment's request router in each process
-that holds one. `WireRouter` is that router: it does what Serve's own does, and passes every list on to the `Membership`
-of its process. Replicas that are stopping are no longer in the list; one that was killed is gone after a health check.
+that holds one. `deployments.gateway.router.WireRouter` is that router: it passes every list on to the `Membership` of
+its process. Replicas that are stopping are no longer in the list; one that was killed is gone after a health check.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
-
-from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 Addresses = dict[str, dict[str, str]]
 """Replica id -> what its `record_replica_metadata` returned, with its Ray node under "node"."""
@@ -48,18 +45,3 @@ class Membership:
 
 
 MEMBERSHIP = Membership()
-
-
-class WireRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
-    """Serve's default router, for the rare calls that go through a handle, plus the broadcast of addresses."""
-
-    def update_replicas(self, replicas: list[Any]) -> None:
-        super().update_replicas(replicas)
-        MEMBERSHIP.publish(
-            self._deployment_id.app_name,
-            {
-                replica.replica_id.unique_id: {**replica.replica_metadata, "node": replica.node_id}
-                for replica in replicas
-                if replica.replica_metadata
-            },
-        )

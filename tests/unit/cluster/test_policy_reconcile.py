@@ -1,4 +1,14 @@
-from cluster.policy.reconcile import LOST_AFTER_S, RETRY_FIRST_S, Applied, Seen, Wanted, at_rest, plan, reason_of
+from cluster.policy.reconcile import (
+    LOST_AFTER_S,
+    RETRY_FIRST_S,
+    Applied,
+    Seen,
+    Wanted,
+    after_failure,
+    at_rest,
+    plan,
+    reason_of,
+)
 
 APP = "model:m:1"
 WANT = {APP: Wanted("m", "1", "digest", "spec-a")}
@@ -96,3 +106,11 @@ def test_a_version_that_is_not_to_run_drains_and_then_rests():
     assert at_rest("1", "digest", ready, stopping=False).state == "RETIRED"
     assert at_rest("1", "other", ready, stopping=False).state == "REGISTERED"
     assert at_rest("1", "digest", None, stopping=False).state == "REGISTERED"
+
+
+def test_what_could_not_even_be_run_is_not_tried_again_at_once():
+    failed = after_failure(Applied("spec-a", 100.0), "TypeError: no", 100.0)
+    waiting = steps(WANT, {}, {APP: failed}, 100.0 + RETRY_FIRST_S / 2)
+    assert waiting.run == () and waiting.statuses[APP].state == "FAILED"
+    assert waiting.statuses[APP].reason == "TypeError: no"
+    assert steps(WANT, {}, {APP: failed}, 100.0 + RETRY_FIRST_S).run == (APP,)
