@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import ConversionFailed, error_from_wire
+from cluster.errors import ConversionFailed, EngineFailed, error_from_wire
 from cluster.tensors import TensorSpec
 from converters.runtime import Arrays
 
@@ -38,7 +38,8 @@ def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) 
             raise ConversionFailed(f"{doing}: the process {ending(done.returncode, done.stderr)}")
         reply = json.loads(result_file.read_bytes())
     if "error" in reply:
-        raise error_from_wire(reply["error"]["name"], f"{doing}: {reply['error']['message']}")
+        error = error_from_wire(reply["error"]["name"], f"{doing}: {reply['error']['message']}")
+        raise ConversionFailed(error.message) if isinstance(error, EngineFailed) else error
     result: dict[str, Any] = reply["ok"]
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ DTYPE_OF = {
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _MESSAGE_CHARS = 400
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 class OnnxRuntime:
@@ -139,8 +141,8 @@ def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
 
 
 def brief(error: BaseException) -> str:
-    """An error's message on one line, cut to a length that may be shown."""
-    text = " ".join(str(error).split())
+    """An error's message on one line, without ONNX Runtime's prefix, cut to a length that may be shown."""
+    text = _PREFIX.sub("", " ".join(str(error).split()))
     return text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + "..."
 
 

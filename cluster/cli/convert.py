@@ -142,7 +142,7 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     kinds = {artifact.parity()["kind"] for artifact in artifacts}
     against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
     table = Table(title=f"compared with {against}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("artifact", "output", "elements", "worst abs", "worst rel", "out", "SQNR", "top-1"):
+    for name in ("artifact", "output", "values", "max abs", "max rel", "out", "SQNR", "top-1"):
         left = name in ("artifact", "output")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "output")
     for artifact in artifacts:
@@ -158,9 +158,9 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
                 _number(output["top1"], ".1%"),
             )
     console.print(table)
+    for note in dict.fromkeys(note for artifact in artifacts for note in artifact.parity().get("notes", [])):
+        console.print(f"note: {note}", highlight=False)
     for artifact in artifacts:
-        for note in artifact.parity().get("notes", []):
-            console.print(f"note: {note}", highlight=False)
         console.print(_costs(artifact), highlight=False, soft_wrap=True)
 
 

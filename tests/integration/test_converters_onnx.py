@@ -111,6 +111,22 @@ def test_damaged_files_are_one_clear_line(tmp_path):
         assert "m.onnx" in caught.value.message and "\n" not in caught.value.message
 
 
+def test_an_operator_that_the_runtime_does_not_have_is_named(tmp_path):
+    model = model_of([helper.make_node("Frobnicate", ["x"], ["y"], domain="my.ops")], [X2], [Y2])
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+    with pytest.raises(ConversionFailed, match=r"loading the model: .*Frobnicate"):
+        wrap(save(model, tmp_path / "m.onnx"), tmp_path / "w", options=QUICK)
+
+
+def test_half_precision_is_compared_as_half_precision(tmp_path):
+    specs = [TensorSpec("x", "FP16", (ANY, 2))], [TensorSpec("y", "FP16", (ANY, 2))]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    file = save(model_of(nodes, *specs, {"w": np.eye(2, dtype="f2")}), tmp_path / "m.onnx")
+    artifact = wrap(file, tmp_path / "w", options=QUICK)
+    assert artifact.manifest.precision == "fp16"
+    assert artifact.manifest.signature.inputs[0].dtype == "FP16"
+
+
 def test_two_outputs_of_one_name_are_refused(tmp_path):
     model = mlp_model()
     model.graph.output.add().CopyFrom(model.graph.output[0])

@@ -1,0 +1,40 @@
+"""What `prism convert` reads and prints, without converting anything."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from cluster.cli.convert import convert, read_labels
+from cluster.errors import InvalidRequest
+
+
+def test_labels_are_a_list_or_a_table_in_json_or_one_a_line(tmp_path):
+    (tmp_path / "a.json").write_text('["cat", "dog"]')
+    (tmp_path / "b.json").write_text('{"0": "cat", "1": "dog"}')
+    (tmp_path / "c.txt").write_text("cat\ndog\n")
+    for name in ("a.json", "b.json", "c.txt"):
+        assert read_labels(tmp_path / name) == ("cat", "dog")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"1": "dog"}', '"cat"', "[]"])
+def test_labels_that_are_no_names_by_index_are_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InvalidRequest, match="labels"):
+        read_labels(tmp_path / "a.json")
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match="labels"):
+        read_labels(tmp_path / "none.txt")
+
+
+def test_help_shows_an_example_and_the_list_needs_no_source():
+    assert "prism convert model.onnx -o artifact" in CliRunner().invoke(convert, ["--help"]).output
+    listed = CliRunner().invoke(convert, ["--list", "--json"])
+    assert {"from", "to", "needs", "missing"} == set(json.loads(listed.output)[0])
+
+
+def test_a_source_and_a_place_for_the_result_are_required():
+    assert CliRunner().invoke(convert, []).exit_code == 2
+    assert CliRunner().invoke(convert, ["m.onnx"]).exit_code == 2
