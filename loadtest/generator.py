@@ -24,12 +24,13 @@ from typing import Any, ClassVar
 import gevent
 from gevent.event import AsyncResult
 from gevent.pool import Pool
-from locust import FastHttpUser, LoadTestShape
+from locust import LoadTestShape, User
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.exception import CatchResponseError, StopUser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.calls import Call
+from loadtest.connections import Connections, NoAnswer
 from loadtest.plan import Plan
 from loadtest.samples import Outcome, Recorder, outcome_of
 from loadtest.schedule import thin
@@ -106,22 +107,29 @@ class Session:
                 stream.close()
 
 
-class PlanUser(FastHttpUser):  # type: ignore[misc]
-    """Sends what the plan says. Open loop: one such user per process. Closed loop: `plan.users` over all processes."""
+class PlanUser(User):  # type: ignore[misc]
+    """Sends what the plan says. Open loop: one such user per process. Closed loop: `plan.users` over all processes.
+
+    It has connections of its own instead of Locust's `FastHttpUser`, whose requests cost several times the CPU: a
+    generator that is busy measures itself.
+    """
 
     abstract = True
     session: Session | None = None  # of the run in progress
-    concurrency = 4096  # the pool bounds what is open; a bound here would make senders wait and close the loop
 
     def on_start(self) -> None:
         session = self.session
         if session is None:
             raise StopUser  # the plan could not be made, and that was logged
-        agent = self.client.client
-        # Any answer is an answer: judged below, without the exception and the transcript made for every refusal.
-        agent.valid_response_codes = frozenset(range(100, 600))
-        agent.cookiejar = None
-        self._open_connections(session.plan)
+        plan = session.plan
+        self._connections = Connections(plan.host, plan.timeout_s)
+        self._heads = [self._connections.head(call) for call in plan.calls]
+        try:
+            # One after another: a burst of handshakes can overflow a server's listen queue, and the retransmission
+            # would cost the first requests a second.
+            self._connections.warm(plan.connections if plan.loop == "open" else 1)
+        except (NoAnswer, TimeoutError) as error:
+            log.warning("opening connections: %s", error)  # the requests will show it
 
     def follow(self) -> None:
         session = self.session
@@ -142,6 +150,7 @@ class PlanUser(FastHttpUser):  # type: ignore[misc]
     def on_stop(self) -> None:
         if self.session is not None:
             self.session.close()
+            self._connections.close()
 
     def _follow_arrivals(self, session: Session, share: Share) -> None:
         plan, recorder = session.plan, session.recorder
@@ -194,52 +203,30 @@ class PlanUser(FastHttpUser):  # type: ignore[misc]
 
     def _send(self, session: Session, share: Share, due_s: float, sent_s: float, index: int, key: int) -> None:
         call = session.plan.calls[index]
-        headers = call.headers if key < 0 else {**call.headers, "X-Prism-Key": f"k{key}"}
+        head = self._heads[index]
+        if key >= 0:
+            head += b"X-Prism-Key: k%d\r\n" % key
+        outcome, version, length = Outcome.CONNECTION, "", 0
         session.in_flight += 1
         try:
-            with self.client.post(
-                call.path,
-                data=call.body,
-                headers={**headers, "Accept-Encoding": "identity"},
-                name=call.name,
-                catch_response=True,
-            ) as response:
-                done_s = time.perf_counter() - share.start_s
-                outcome, version = _judge(response)
-                response.request_meta["response_time"] = (done_s - due_s) * 1e3
-                if outcome is Outcome.OK:
-                    response.success()
-                else:
-                    response.failure(outcome.label)
+            answer = self._connections.post(head, call.body)
+            outcome, version, length = outcome_of(answer.status), answer.version, answer.body_bytes
+        except TimeoutError:
+            outcome = Outcome.TIMEOUT
+        except NoAnswer:
+            pass
         finally:
             session.in_flight -= 1
+        done_s = time.perf_counter() - share.start_s
         session.recorder.add(due_s, sent_s, done_s, outcome, session.label(call, version), index)
-
-    def _open_connections(self, plan: Plan) -> None:
-        """Fill the connection pool, a few at a time: a burst of handshakes can overflow a server's listen queue, and
-        the retransmission would cost the first requests a second."""
-        url = f"{self.host}/v2/health/live"
-
-        def touch() -> None:
-            try:
-                self.client.client.urlopen(url).read()
-            except Exception as error:
-                log.debug("opening a connection: %s", error)
-
-        wanted = plan.connections if plan.loop == "open" else 1
-        for count in range(min(16, wanted), wanted + 16, 16):
-            gevent.joinall([gevent.spawn(touch) for _ in range(min(count, wanted))], timeout=plan.timeout_s)
-
-
-def _judge(response: Any) -> tuple[Outcome, str]:
-    status = response.status_code
-    if not status:
-        error = getattr(response, "error", None)
-        error = getattr(error, "original", error)  # geventhttpclient wraps what happened to its only attempt
-        return (Outcome.TIMEOUT if isinstance(error, TimeoutError) else Outcome.CONNECTION), ""
-    headers = response.headers or {}
-    version = headers.get("X-Prism-Model-Version") or ""
-    return outcome_of(status), str(version)
+        self.environment.events.request.fire(
+            request_type="POST",
+            name=call.name,
+            response_time=(done_s - due_s) * 1e3,
+            response_length=length,
+            exception=None if outcome is Outcome.OK else CatchResponseError(outcome.label),
+            context={},
+        )
 
 
 class PlanShape(LoadTestShape):  # type: ignore[misc]
@@ -281,7 +268,6 @@ def prepare(environment: Environment, make_plan: Callable[[], Plan], folder: Pat
         return
     session = Session(plan, folder)
     PlanUser.session = session
-    PlanUser.network_timeout = PlanUser.connection_timeout = plan.timeout_s
     gevent.spawn(session.observe)
     if isinstance(runner, WorkerRunner):
         runner.send_message(READY)
