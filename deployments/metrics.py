@@ -61,7 +61,7 @@ class Cell:
     __slots__ = ("batch", "compute", "failed_s", "last_s", "queue", "request", "rows", "status")
 
     def __init__(self) -> None:
-        self.request = Histogram(SECONDS)  # successes: first byte of the request to the answer's hand-over
+        self.request = Histogram(SECONDS)  # successes: from the last byte of the request to the answer
         self.queue = Histogram(SECONDS)
         self.compute = Histogram(SECONDS)
         self.batch = Histogram(ROWS)
@@ -180,7 +180,7 @@ class _Cells(Collector):
 
 
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[Cell], Histogram]], ...] = (
-    ("prism_request_seconds", "Successful requests, from their first byte to their answer", lambda cell: cell.request),
+    ("prism_request_seconds", "Successful requests, from their last byte to their answer", lambda cell: cell.request),
     ("prism_queue_seconds", "Waiting at the replica before the batch ran", lambda cell: cell.queue),
     ("prism_compute_seconds", "The batch that a request was part of", lambda cell: cell.compute),
     ("prism_batch_rows", "Batches by their rows", lambda cell: cell.batch),

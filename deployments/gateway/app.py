@@ -1,0 +1,99 @@
+"""The gateway's ASGI application: everything but inference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from cluster.settings import Settings
+from cluster.store import VersionStore
+from deployments.gateway.answers import HANDLERS, is_draining, json_response
+from deployments.gateway.control import ControlEndpoints
+from deployments.gateway.dispatch import Dispatcher
+from deployments.gateway.inference import role_of
+from deployments.gateway.models import ModelEndpoints
+from deployments.gateway.openapi import openapi
+from deployments.gateway.overview import overview
+from deployments.metrics import Metrics
+
+_PAGE = {
+    "": ("index.html", "text/html"),
+    "page.css": ("page.css", "text/css"),
+    "page.js": ("page.js", "text/javascript"),
+}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+
+
+def build_app(
+    dispatcher: Dispatcher, metrics: Metrics, settings: Settings, store: VersionStore, admin_token: str
+) -> Starlette:
+    """The application. `HttpServer` says in each request's `state` whether the gateway drains."""
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("draining", 503) if is_draining(request) else PlainTextResponse("success")
+
+    async def proxy_routes(request: Request) -> Response:
+        return json_response({"/": "prism"})
+
+    async def scrape(request: Request) -> Response:
+        return Response(metrics.scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def glance(request: Request) -> Response:
+        return json_response(overview(dispatcher, metrics, is_draining(request)), headers={"cache-control": "no-store"})
+
+    async def describe(request: Request) -> Response:
+        return json_response(openapi())
+
+    app = Starlette(
+        routes=[
+            *ModelEndpoints(dispatcher, metrics).routes(),
+            Route("/metrics", scrape),
+            Route("/-/healthz", healthz),
+            Route("/-/routes", proxy_routes),
+            Route("/api/v1/overview", glance),
+            Route("/api/v1/openapi.json", describe),
+            *ControlEndpoints(store, admin_token).routes(),
+            *_page_routes(),
+        ],
+        exception_handlers=HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    _gauges(dispatcher, metrics)
+    return app
+
+
+def _page_routes() -> Iterator[Route]:
+    folder = files("deployments.gateway") / "page"
+    for path, (name, media_type) in _PAGE.items():
+        page = Response((folder / name).read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+
+        async def answer(request: Request, page: Response = page) -> Response:
+            return page
+
+        yield Route("/" + path, answer)
+
+
+def _gauges(dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def role(model: str, version: str) -> str:
+        return role_of(dispatcher.document(model), version) if model in dispatcher.models() else ""
+
+    metrics.gauge(
+        "prism_queue_rows",
+        "Rows that wait in this gateway for a replica",
+        lambda: [(m, v, role(m, v), arm.waiting_rows) for (m, v), arm in dispatcher.arms().items()],
+    )
+    metrics.gauge(
+        "prism_replicas",
+        "Replicas that take work from this gateway",
+        lambda: [(m, v, role(m, v), arm.connected) for (m, v), arm in dispatcher.arms().items()],
+    )

@@ -1,0 +1,441 @@
+"""HTTP/1.1 connections of a gateway: inference requests answered without the ASGI round trip, all others by ASGI.
+
+A subclass of uvicorn's httptools protocol, which keeps the socket's side, runs ASGI applications and is told by
+uvicorn's server to shut down. What a request is, whose turn it is to be answered, and all limits are decided here:
+
+- Every request is received whole, then becomes an `Exchange` at the end of `_queue`. Responses leave in the order of
+  the queue. Inference requests are submitted at once, so that those of one connection share a batch; an ASGI
+  application starts when everything before it has been written.
+- `_phase` says what is expected of the client and `_due_s` by when. No timer is armed for it: the listener calls
+  `expire` on every connection a few times a second.
+- A request that cannot be received whole (too large, too slow, malformed) is answered with `Connection: close`; what
+  still comes is read and dropped for a moment, since closing at once would take the answer away from a client that
+  is still sending.
+
+It leans on these of uvicorn's internals, and a test pins the version: the attributes that `HttpToolsProtocol.__init__`
+sets, `_start_asgi_task`, and `RequestResponseCycle` (its constructor, `body`, `more_body`, `message_event`,
+`disconnected`, `keep_alive`, `response_complete`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from enum import IntEnum
+from functools import partial
+from math import inf
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from cluster.errors import InvalidRequest, Overloaded, ServingError, TooLarge
+from cluster.names import Target
+from deployments.call import Buffer, TensorAnswer
+from deployments.gateway.asgi import scope_of
+from deployments.gateway.exchanges import Exchange
+from deployments.gateway.inference import MAX_BUFFERED_BYTES, Inference
+from deployments.gateway.inflate import ENCODINGS, inflate
+from deployments.status import status_of
+
+MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
+MAX_ASGI_BODY_BYTES = 1 << 20
+LINGER_S = 2.0
+MAX_HEADERS = 256
+
+_HOP_FIELDS = (b"connection", b"upgrade", b"http2-settings")
+
+
+class Phase(IntEnum):
+    """What is expected of the client."""
+
+    IDLE = 0  # a request
+    HEAD = 1  # the rest of its headers
+    BODY = 2  # the rest of its body
+    DEAF = 3  # nothing more: the last response is to be written
+    LINGER = 4  # nothing more: it was written, the client may still be sending
+    CLOSING = 5  # nothing more: the connection is closed once the client has read everything
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        inference: Inference,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.inference = inference
+        self.access_log = False
+        self._http = inference.http
+        self._queue: deque[Exchange] = deque()
+        self._receiving: Exchange | None = None
+        self._phase = Phase.IDLE
+        self._due_s = inf
+        self._unwritable_s = inf  # since when the client reads too slowly
+        self._unwritten = 0
+        self._head_bytes = 0
+        self._requests = 0
+        self._unread = False  # the client may be sending what nobody will read
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._due_s = time.monotonic() + self._http.keep_alive_s
+        if len(self.connections) > self._http.max_connections:
+            self._phase = Phase.DEAF
+            message = f"the gateway has its {self._http.max_connections} connections"
+            transport.write(self.inference.refusal(503, message, keep=False, more=b"retry-after: 1\r\n"))
+            self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = Phase.CLOSING
+        if self._receiving is not None:
+            self.inference.buffered_bytes -= self._receiving.size
+            self._receiving = None
+        queue, self._queue = self._queue, deque()
+        for exchange in queue:
+            exchange.abandon()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase >= Phase.DEAF:
+            return
+        requests = self._requests
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                if self._phase < Phase.DEAF:
+                    self._refuse(400, f"request: not HTTP/1.1: {str(error)[:100]}")
+                return
+        if self._phase is Phase.HEAD:
+            if requests == self._requests:
+                self._head_bytes += len(data)
+                if self._head_bytes > self._http.max_header_bytes:
+                    self._refuse(431, f"headers: at most {self._http.max_header_bytes} bytes are accepted")
+                    return
+            if self._due_s == inf:
+                self._due_s = time.monotonic() + self._http.header_timeout_s
+        elif self._phase is Phase.BODY and self._due_s == inf:
+            self._due_s = time.monotonic() + self._http.body_timeout_s
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unwritable_s = time.monotonic()
+        self._unwritten = self.transport.get_write_buffer_size()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwritable_s = inf
+        if len(self._queue) < MAX_QUEUED:
+            self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """Called by uvicorn's server: answer what was accepted, then close."""
+        for exchange in self._queue:
+            exchange.keep_alive = False
+            if exchange.cycle is not None:
+                exchange.cycle.keep_alive = False
+        if not self.busy:
+            self._close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being received or answered."""
+        return bool(self._queue) or self._phase in (Phase.HEAD, Phase.BODY)
+
+    def expire(self, now_s: float) -> None:
+        """Act if the client has let a time limit pass."""
+        if now_s - self._unwritable_s > self._http.write_timeout_s:
+            unwritten = self.transport.get_write_buffer_size()
+            if unwritten >= self._unwritten:
+                self.transport.abort()
+                return
+            self._unwritable_s, self._unwritten = now_s, unwritten
+        if now_s < self._due_s:
+            return
+        if self._phase is Phase.IDLE:
+            self._close()
+        elif self._phase is Phase.HEAD:
+            self._refuse(408, f"headers: not complete after {self._http.header_timeout_s:g} s")
+        elif self._phase is Phase.BODY:
+            self._refuse(408, f"body: not complete after {self._http.body_timeout_s:g} s")
+        else:
+            self.transport.abort()
+
+    # The parser's side.
+
+    def on_message_begin(self) -> None:
+        if self._phase < Phase.DEAF:
+            self.url = b""
+            self.headers = []
+            self._head_bytes = 0
+            self._requests += 1
+            self._phase = Phase.HEAD
+            self._due_s = inf
+
+    def on_url(self, url: bytes) -> None:
+        if self._phase is Phase.HEAD:
+            self._head_bytes += len(url)
+            self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is Phase.HEAD:  # trailers are dropped
+            self._head_bytes += len(name) + len(value)
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        if self._phase is not Phase.HEAD or parser.should_upgrade():
+            return
+        version = parser.get_http_version()
+        keep_alive = version == "1.1" and parser.should_keep_alive() and not self.inference.draining
+        exchange = Exchange(self, parser.get_method(), self.url, self.headers, keep_alive)
+        self._receiving = exchange
+        self._phase = Phase.BODY
+        self._due_s = inf
+        most = self._http.max_header_bytes
+        if self._head_bytes > most or len(self.headers) > MAX_HEADERS:
+            self._refuse(431, f"headers: at most {most} bytes and {MAX_HEADERS} headers are accepted")
+        elif version not in ("1.1", "1.0"):
+            self._refuse(505, f"request: expected HTTP/1.1, got {version}")
+        else:
+            try:
+                self._check(exchange, version)
+            except ServingError as error:
+                self._refuse_with(error)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._receiving
+        if exchange is None:
+            return
+        exchange.chunks.append(body)
+        exchange.size += len(body)
+        self.inference.buffered_bytes += len(body)
+        most = self._most(exchange)
+        if exchange.size > most:
+            self._refuse_with(TooLarge(f"body: at most {most} bytes are accepted"))
+        elif self.inference.buffered_bytes > MAX_BUFFERED_BYTES:
+            self._refuse_with(Overloaded("requests that are still arriving take too much memory"))
+
+    def on_message_complete(self) -> None:
+        exchange = self._receiving
+        if exchange is None:
+            return
+        self._receiving = None
+        self.inference.buffered_bytes -= exchange.size
+        exchange.since_s = time.monotonic()
+        self._phase = Phase.IDLE if exchange.keep_alive else Phase.DEAF
+        self._due_s = inf
+        self._queue.append(exchange)
+        if len(self._queue) >= MAX_QUEUED:
+            self.flow.pause_reading()
+        if exchange.encoding:
+            work = self.loop.run_in_executor(None, inflate, exchange.body(), exchange.encoding, self._most(exchange))
+            work.add_done_callback(partial(self._inflated, exchange))
+        elif exchange.target is not None:
+            self._submit(exchange, exchange.target, exchange.body())
+        else:
+            self._flush()
+
+    # From request to response.
+
+    def answered(self, exchange: Exchange, outcome: TensorAnswer | ServingError) -> None:
+        """The answer to a request that was submitted."""
+        pending = exchange.pending
+        if pending is None:
+            raise AssertionError("an arm replies after submit has returned")
+        inference = self.inference
+        if inference.draining:
+            exchange.keep_alive = False
+        self._respond(exchange, inference.answer(pending, outcome, exchange.since_s, exchange.keep_alive))
+
+    def _check(self, exchange: Exchange, version: str) -> None:
+        """The headers are there: see whether the body may come. Raises: ServingError."""
+        fields = exchange.fields = dict(exchange.headers)
+        if exchange.method == b"POST":
+            exchange.target = self.inference.target(exchange.url)
+        length = fields.get(b"content-length")
+        if length is not None and int(length) > self._most(exchange):
+            raise TooLarge(f"body: at most {self._most(exchange)} bytes are accepted, got {int(length)}")
+        if fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self._refuse(501, "Transfer-Encoding: expected chunked")
+            return
+        encoding = fields.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            if encoding not in ENCODINGS:
+                self._refuse(
+                    415, "Content-Encoding: expected gzip, deflate or identity", b"accept-encoding: gzip, deflate\r\n"
+                )
+                return
+            exchange.encoding = encoding
+        expect = fields.get(b"expect")
+        if expect is not None:
+            if expect.lower() != b"100-continue":
+                self._refuse(417, "Expect: expected 100-continue")
+            elif not self._queue and version == "1.1":
+                # Behind other responses it would be taken for theirs; a client sends its body anyway after a while.
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _most(self, exchange: Exchange) -> int:
+        return self._http.max_body_bytes if exchange.target is not None else MAX_ASGI_BODY_BYTES
+
+    def _submit(self, exchange: Exchange, target: Target, body: bytes) -> None:
+        try:
+            exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
+        except Exception as error:
+            self._respond(exchange, [self.inference.failure(error, exchange.keep_alive)])
+
+    def _inflated(self, exchange: Exchange, done: asyncio.Future[bytes]) -> None:
+        exchange.encoding = b""
+        error = done.exception()
+        if exchange.connection is None:
+            return
+        if error is not None:
+            self.inference.metrics.unknown.failed(status_of(error).http, time.monotonic() - exchange.since_s)
+            self._respond(exchange, [self.inference.failure(error, exchange.keep_alive)])
+        elif exchange.target is not None:
+            self._submit(exchange, exchange.target, done.result())
+        else:
+            exchange.chunks = [done.result()]
+            self._flush()
+
+    def _start(self, exchange: Exchange) -> None:
+        """Run the ASGI application on a request that is complete."""
+        try:
+            state = {"draining": self.inference.draining}
+            scope = scope_of(exchange, self.server, self.client, self.scheme or "http", state)
+        except InvalidRequest as error:
+            self.inference.metrics.unknown.failed(400, 0.0)
+            exchange.response = [self.inference.failure(error, exchange.keep_alive)]
+            return
+        exchange.cycle = cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=exchange.keep_alive and not self.inference.draining,
+            on_response=partial(self._completed, exchange),
+        )
+        cycle.body = bytearray(exchange.body())
+        cycle.more_body = False
+        cycle.message_event.set()
+        self._start_asgi_task(cycle, self.app)
+
+    def _completed(self, exchange: Exchange) -> None:
+        """The ASGI application has sent its whole response."""
+        if not self._queue or self._queue[0] is not exchange or exchange.cycle is None:
+            return
+        exchange.keep_alive = exchange.cycle.keep_alive
+        exchange.response = []
+        self._flush()
+
+    def _respond(self, exchange: Exchange, response: list[Buffer]) -> None:
+        exchange.response = response
+        if self._queue and self._queue[0] is exchange:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write every response whose turn it is, and start the ASGI application whose turn it is."""
+        queue, transport = self._queue, self.transport
+        while queue:
+            exchange = queue[0]
+            if exchange.response is None and exchange.target is None and exchange.cycle is None:
+                if exchange.encoding:
+                    return
+                self._start(exchange)
+            response = exchange.response
+            if response is None:
+                return
+            queue.popleft()
+            if len(response) == 1:
+                transport.write(response[0])
+            elif response:
+                transport.writelines(response)
+            self.server_state.total_requests += 1
+            if not exchange.keep_alive:
+                self._finish()
+                return
+            if self.flow.read_paused and len(queue) < MAX_QUEUED and not self.flow.write_paused:
+                self.flow.resume_reading()
+        if self._phase is Phase.IDLE:
+            self._due_s = time.monotonic() + self._http.keep_alive_s
+
+    # The end of a connection.
+
+    def _refuse(self, status: int, message: str, more: bytes = b"") -> None:
+        """Answer a request that will not be received, once it is its turn, and let it be the last."""
+        self.inference.metrics.unknown.failed(status, 0.0)
+        self._last_words(self.inference.refusal(status, message, keep=False, more=more))
+
+    def _refuse_with(self, error: ServingError) -> None:
+        self.inference.metrics.unknown.failed(status_of(error).http, 0.0)
+        self._last_words(self.inference.failure(error, keep=False))
+
+    def _last_words(self, response: bytes) -> None:
+        exchange, self._receiving = self._receiving, None
+        if exchange is None:
+            exchange = Exchange(self, b"", b"", [], False)
+        self.inference.buffered_bytes -= exchange.size
+        exchange.chunks = []
+        exchange.keep_alive = False
+        self._phase = Phase.DEAF
+        self._due_s = inf
+        self._unread = True
+        self._queue.append(exchange)
+        self._respond(exchange, [response])
+
+    def _finish(self) -> None:
+        """The last response is written: close, but not in the face of a client that is still sending."""
+        queue, self._queue = self._queue, deque()
+        for exchange in queue:
+            exchange.abandon()
+        if not self._unread or self.transport.is_closing() or not self.transport.can_write_eof():
+            self._close()
+            return
+        self._phase = Phase.LINGER
+        self._due_s = time.monotonic() + LINGER_S
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _close(self) -> None:
+        self._phase = Phase.CLOSING
+        self._due_s = time.monotonic() + self._http.write_timeout_s
+        self.transport.close()
+
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The request that asked for another protocol once more, as one that does not, and what came behind it.
+
+        Clients offer HTTP/2 this way (RFC 9110, 7.8: a server may ignore it), but the parser stops at such a request.
+        """
+        if self._phase is not Phase.HEAD:
+            return b""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(405, "CONNECT: not offered")
+            return b""
+        head = [b"%b %b HTTP/1.1\r\n" % (method, self.url)]
+        head += [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _HOP_FIELDS]
+        if self._requests > 1:
+            head.append(b"connection: close\r\n")  # it is offered with a connection's first request, if at all
+        self.parser = httptools.HttpRequestParser(self)
+        return b"".join((*head, b"\r\n", rest))

@@ -1,0 +1,80 @@
+"""The whole cluster at a glance, as the status page polls it: what is wanted, what runs, what this gateway counted.
+
+Counters only grow; a reader takes the difference of two readings of the same gateway process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.documents import ModelDocument, VersionRecord
+from deployments.gateway.dispatch import Dispatcher
+from deployments.metrics import SECONDS, Cell, Metrics
+
+
+def overview(dispatcher: Dispatcher, metrics: Metrics, draining: bool) -> dict[str, Any]:
+    """{"gateway", "at_s" (Unix time), "bounds_s", "models": [...]}, ready to be written as JSON."""
+    return {
+        "gateway": metrics.gateway,
+        "at_s": time.time(),
+        "draining": draining,
+        "bounds_s": SECONDS,
+        "models": [_model(dispatcher, metrics, name) for name in dispatcher.models()],
+        "unknown": dict(metrics.unknown.status),
+    }
+
+
+def _model(dispatcher: Dispatcher, metrics: Metrics, name: str) -> dict[str, Any]:
+    document = dispatcher.document(name)
+    cells = metrics.of_model(name)
+    return {
+        "name": name,
+        "revision": document.revision,
+        "labels": document.labels,
+        "split": {arm.version: arm.share_bp for arm in document.split.arms} if document.split else {},
+        "versions": [
+            _version(dispatcher, document, document.versions[version], cells.get(version, []))
+            for version in sorted(document.versions, key=int)
+        ],
+    }
+
+
+def _version(
+    dispatcher: Dispatcher, document: ModelDocument, record: VersionRecord, cells: Sequence[Cell]
+) -> dict[str, Any]:
+    status = dispatcher.statuses(document.name).get(record.version)
+    arm = dispatcher.arms().get((document.name, record.version))
+    return {
+        "version": record.version,
+        "format": record.format,
+        "precision": record.precision,
+        "size_bytes": record.size_bytes,
+        "deployed": record.deploy is not None,
+        "state": status.state if status else "REGISTERED",
+        "reason": status.reason if status else "",
+        "replicas": status.replicas if status else 0,
+        "target_replicas": status.target_replicas if status else 0,
+        "connected": arm.connected if arm else 0,
+        "waiting_rows": arm.waiting_rows if arm else 0,
+        "labels": sorted(label for label, version in document.labels.items() if version == record.version),
+        "counts": _counts(cells),
+    }
+
+
+def _counts(cells: Sequence[Cell]) -> dict[str, Any]:
+    status: dict[int, int] = {}
+    for cell in cells:
+        for code, count in cell.status.items():
+            status[code] = status.get(code, 0) + count
+    buckets = [int(sum(column)) for column in zip(*(cell.request.counts for cell in cells), strict=True)]
+    return {
+        "status": status,
+        "request_buckets": buckets or [0] * (len(SECONDS) + 1),
+        "request_s": sum(cell.request.total for cell in cells),
+        "queue_s": sum(cell.queue.total for cell in cells),
+        "compute_s": sum(cell.compute.total for cell in cells),
+        "batches": sum(cell.batch.count for cell in cells),
+        "batch_rows": sum(cell.batch.total for cell in cells),
+    }
