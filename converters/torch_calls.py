@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class TorchCall:
         keywords: Names of `specs` that are passed by keyword, under the same name.
         batched: Whether dimension 0 of every input is free.
         max_rows: Most rows that the model accepts.
+        examples: Input specs as `Options.inputs` has them, with the sizes the model was exported with, where known.
     """
 
     module: Any
@@ -40,6 +41,7 @@ class TorchCall:
     keywords: frozenset[str]
     batched: bool
     max_rows: int = ANY_ROWS
+    examples: tuple[str, ...] = ()
 
     def arguments(
         self, tensors: Mapping[str, torch.Tensor]
@@ -131,13 +133,16 @@ def of_program(program: Any, options: Options) -> tuple[TorchCall, tuple[str, ..
     unknown = set(stated) - set(names)
     if unknown:
         raise InvalidRequest(f"input: expected some of {names}, got {sorted(unknown)}")
-    specs, axes, most = [], [], ANY_ROWS
+    specs, axes, examples, most = [], [], [], ANY_ROWS
     for name, value in zip(names, (values[n] for n in program.graph_signature.user_inputs), strict=True):
         dtype = _DTYPE_OF.get(np.dtype(str(value.dtype).removeprefix("torch."))) if _known(value.dtype) else None
         if dtype is None:
             raise ConversionFailed(f"the .pt2 takes {value.dtype} for {name}, which the protocol does not have")
         specs.append(TensorSpec(name, dtype, tuple(d if isinstance(d, int) else ANY for d in value.shape)))
         axes.append({i: f"{name}_{i}" for i, d in enumerate(value.shape) if not isinstance(d, int)})
+        sizes = ["N" if i == 0 and not isinstance(d, int) else _example_size(i, d) for i, d in enumerate(value.shape)]
+        if sizes and name not in stated:
+            examples.append(f"{name}:{dtype}:{','.join(sizes)}")
         if value.ndim and not isinstance(value.shape[0], int):
             most = min(most, _upper(program, value.shape[0]))
     free = all(spec.shape and spec.shape[0] == ANY for spec in specs)
@@ -147,10 +152,16 @@ def of_program(program: Any, options: Options) -> tuple[TorchCall, tuple[str, ..
         notes = ("the .pt2 was exported with a fixed dimension 0: requests are not batched",)
     elif most < options.max_rows:
         notes = (f"the .pt2 was exported for at most {most} rows",)
+    most = most if batched else ANY_ROWS
+    keyword_names = frozenset(keywords)
     call = TorchCall(
-        program.module(), tuple(specs), tuple(axes), frozenset(keywords), batched, most if batched else ANY_ROWS
+        program.module(), tuple(specs), tuple(axes), keyword_names, batched, most, (*options.inputs, *examples)
     )
-    return call if batched or not free else replace(call, batched=False), notes
+    return call, notes
+
+
+def _example_size(axis: int, size: Any) -> str:
+    return str(size) if isinstance(size, int) else f"axis_{axis}={size.node.hint or 1}"
 
 
 def _known(dtype: torch.dtype) -> bool:

@@ -39,6 +39,11 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
     Raises: InvalidRequest if data, specs or factory are wrong; ConversionFailed if torch cannot export the model.
     """
+    with _quiet():
+        return _convert(candidate, work, options, say)
+
+
+def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
     say("loading the PyTorch model")
     factory: dict[str, Any] = {}
     program: Any = None
@@ -52,15 +57,12 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         module, notes = load_module(candidate.path, options)
         call = of_module(module, options)
         factory = {"factory": options.factory} if isinstance(options.factory, str) else {}
-    options = replace(options, max_rows=min(options.max_rows, call.max_rows))
+    options = replace(options, max_rows=min(options.max_rows, call.max_rows), inputs=call.examples or options.inputs)
     cases = cases_for(call.specs, options, call.batched)
     say("running the PyTorch model")
     reference = tuple(answer(call, case) for case in cases)
     say("exporting to ONNX")
-    with _quiet():
-        if program is None:
-            program = _export(call, cases[0])
-        path = _to_onnx(program, work / MODEL_FILE)
+    path = _to_onnx(_export(call, cases[0]) if program is None else program, work / MODEL_FILE)
     _finish(path, call, tuple(output_names(call, cases[0])))
     return Candidate(
         path=path,

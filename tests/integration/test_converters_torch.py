@@ -162,6 +162,31 @@ def test_a_pt2_without_a_row_limit_gets_the_users(tmp_path):
     assert wrap(file, tmp_path / "out", max_rows=6, options=quick()).manifest.signature.max_rows == 6
 
 
+def test_a_pt2_is_tried_with_the_sizes_it_was_exported_with(tmp_path):
+    rows, length = torch.export.Dim("b", min=1, max=64), torch.export.Dim("l", min=4, max=9)
+    program = torch.export.export(
+        seeded(Tokens).eval(),
+        (torch.ones(3, 6, dtype=torch.int64),),
+        {"mask": torch.ones(3, 6, dtype=torch.int64)},
+        dynamic_shapes={"ids": {0: rows, 1: length}, "mask": {0: rows, 1: length}},
+    )
+    torch.export.save(program, tmp_path / "m.pt2")
+    artifact = wrap(tmp_path / "m.pt2", tmp_path / "out", options=quick())
+    with np.load(artifact.path / "sample.npz") as sample:
+        assert sample["ids"].shape == sample["mask"].shape == (3, 6)
+    assert [spec.shape for spec in artifact.manifest.signature.inputs] == [(-1, -1), (-1, -1)]
+
+
+def test_rows_that_a_branch_mixes_are_refused(tmp_path):
+    class Branch(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (x,))
+
+    file = export(Branch(), tmp_path / "m.pt2", torch.export.Dim.DYNAMIC)
+    with pytest.raises(ConversionFailed, match="in company differs"):
+        wrap(file, tmp_path / "out", options=quick())
+
+
 def test_a_pt2_of_one_size_is_served_unbatched(tmp_path):
     artifact = wrap(export(seeded(Mlp), tmp_path / "m.pt2"), tmp_path / "out", options=quick())
     assert artifact.manifest.signature.batched is False
