@@ -42,7 +42,7 @@ class Identity:
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_s) <= _CLOCK_SLACK_S
-            return process if same and _runs(process) else None
+            return process if same and runs(process) else None
         except psutil.Error:
             return None
 
@@ -65,7 +65,7 @@ def find_marked(key: str, leaders: Iterable[Identity] = ()) -> tuple[psutil.Proc
     uid = os.getuid()
     for process in psutil.process_iter():
         try:
-            if process.pid in mine or process.uids().real != uid or not _runs(process):
+            if process.pid in mine or process.uids().real != uid or not runs(process):
                 continue
             (found if process.environ().get(MARK) == key else unmarked).append(process)
         except psutil.Error:
@@ -100,14 +100,15 @@ def stop_marked(key: str, grace_s: float, leaders: Iterable[Identity] = ()) -> i
 def _wait(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Those that still run after `timeout_s`. A process that only waits to be reaped has ended."""
     deadline_s = time.monotonic() + timeout_s
-    while left := [process for process in processes if _runs(process)]:
+    while left := [process for process in processes if runs(process)]:
         if time.monotonic() >= deadline_s:
             return left
         time.sleep(_STEP_S)
     return []
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one that only waits to be reaped has."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

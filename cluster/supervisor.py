@@ -142,14 +142,14 @@ class Supervisor:
                 continue
             if time.monotonic() - started_s > _HEALTHY_S:
                 failures = 0
-            log.error("the Ray head ended; starting it again")
-            self._report("recovering", error=self._state.error or "the Ray head ended; it is being started again")
+            why = self._state.error or "the Ray head ended"
+            log.error("%s; starting again in %.0f s", why, pause_s(failures))
+            self._report("recovering", error=why)
             self._wait(pause_s(failures))
             failures, started_s = failures + 1, time.monotonic()
             try:
                 self._bring_up(port)
             except ServingError as error:
-                log.error("%s", error.message)
                 self._report("recovering", error=error.message)
                 self._drop_ray()
             else:
@@ -190,7 +190,7 @@ class Supervisor:
         with _appended(self._home.log_dir / "ray-head.log") as output:
             self._ray, address = self._parts.start_ray(self._environ, output)
         self._remember()
-        self._report(self._state.phase, "Ray ready")
+        self._report(self._state.phase, "Ray ready", self._state.error)
         self._boot(address, port).write(self._home.boot_file)
         self._bootstrap()
 
