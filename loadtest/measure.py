@@ -109,7 +109,9 @@ def bound_value(samples: Samples, bound: LatencyBound) -> float:
 
 
 def misses(samples: Samples, objective: Objective) -> list[str]:
-    """What `samples` do not keep of the objective, in words."""
+    """What `samples` do not keep of the objective, in words; nothing for no samples, which the gate refuses."""
+    if not len(samples):
+        return []
     found = []
     for bound in objective.latency:
         value = bound_value(samples, bound)

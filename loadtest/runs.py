@@ -159,6 +159,7 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
         lost_processes=recording.lost_processes,
     )
     end_s = max(prepared.schedule.end_s, float(np.nanmax(samples.done_s, initial=0.0)))
+    line = timeline(samples, end_s)
     return LoadResult(
         host=prepared.host,
         started=started,
@@ -166,8 +167,8 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
         verdict=judge(generation, misses(inside, scenario.objective), scenario.objective),
         total=total,
         phases=phases,
-        timeline=timeline(samples, end_s),
-        server=server_timeline(recording.snapshots, _models(scenario), recording.epoch_s, end_s),
+        timeline=line,
+        server=server_timeline(recording.snapshots, _models(scenario), recording.epoch_s, len(line.t_s)),
         generator_cpu=generation.cpu,
         distribution=distribution(inside.latency_s[inside.ok]),
         machine=this_machine(),

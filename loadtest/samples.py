@@ -52,6 +52,7 @@ class Recorder:
         self._due_s, self._sent_s, self._done_s = array("d"), array("d"), array("d")
         self._outcome, self._version, self._call = array("b"), array("h"), array("i")
         self._versions: dict[str, int] = {"": 0}
+        self._counts = [0] * len(Outcome)
 
     def __len__(self) -> int:
         return len(self._due_s)
@@ -62,11 +63,12 @@ class Recorder:
         self._sent_s.append(sent_s)
         self._done_s.append(done_s)
         self._outcome.append(outcome)
+        self._counts[outcome] += 1
         self._version.append(self._versions.setdefault(version, len(self._versions)))
         self._call.append(call)
 
     def count(self, outcome: Outcome) -> int:
-        return self._outcome.count(outcome)
+        return self._counts[outcome]
 
     def write(self, file: Path, about: dict[str, Any]) -> None:
         """Write all rows, with `about` as JSON beside them. The file appears whole or not at all."""

@@ -99,11 +99,10 @@ class MetricsPoller:
 
 
 def server_timeline(
-    snapshots: Sequence[Snapshot], models: Iterable[str], epoch_s: float, end_s: float
+    snapshots: Sequence[Snapshot], models: Iterable[str], epoch_s: float, seconds: int
 ) -> ServerTimeline:
-    """Snapshots laid onto the seconds of a run that began at `epoch_s`."""
+    """Snapshots laid onto the first `seconds` seconds of a run that began at `epoch_s`."""
     wanted = frozenset(models)
-    seconds = max(int(end_s + 0.999), 1)
     batch: list[float | None] = [None] * seconds
     queue: list[float | None] = [None] * seconds
     replicas: dict[str, list[float | None]] = {}

@@ -45,7 +45,7 @@ def test_a_restarted_gateway_counts_from_zero():
 
 def test_snapshots_fall_into_the_seconds_of_the_run_and_gaps_stay_gaps():
     snapshots = [parse(page(10, 10), 100.2), parse(page(20, 40, replicas=2), 101.2), parse(page(30, 70), 103.2)]
-    line = server_timeline(snapshots, ["m"], epoch_s=100.0, end_s=4.0)
+    line = server_timeline(snapshots, ["m"], epoch_s=100.0, seconds=4)
     assert line.batch_rows == (None, 3.0, None, 3.0)
     assert line.replicas == {"1": (1.0, 2.0, None, 1.0)}
 
@@ -53,4 +53,4 @@ def test_snapshots_fall_into_the_seconds_of_the_run_and_gaps_stay_gaps():
 def test_a_server_without_metrics_leaves_nothing_behind():
     found = server_figures([], ["m"], 0.0, 1.0)
     assert (found.batch_rows, found.batches, found.replicas_max) == (None, {}, None)
-    assert server_timeline([], ["m"], 0.0, 2.0).batch_rows == (None, None)
+    assert server_timeline([], ["m"], 0.0, 2).batch_rows == (None, None)
