@@ -31,6 +31,7 @@ from cluster.settings import Boot
 
 RUN_ROOT = Path("/tmp")
 MIN_FREE_BYTES = 512 << 20  # below this, the store's log, artifacts and Ray's files have no room to work
+MAX_LOG_BYTES = 16 << 20
 
 Phase = Literal["starting", "ready", "recovering", "stopping", "failed"]
 
@@ -93,6 +94,15 @@ class Home:
                     f"home: {folder} has {free >> 20} MiB of disk left, at least {MIN_FREE_BYTES >> 20} MiB are needed"
                 )
 
+    def keep_ray_logs(self) -> None:
+        """Copy what Ray's processes wrote to `logs/ray`, in place of what was kept there before."""
+        kept = self.log_dir / "ray"
+        shutil.rmtree(kept, ignore_errors=True)
+        try:
+            shutil.copytree(self.ray_dir / "session_latest" / "logs", kept, ignore=_too_large, symlinks=True)
+        except (OSError, shutil.Error):
+            pass  # Ray had not come so far, or the disk is full
+
     def clear_run_dir(self) -> None:
         """Remove sockets and Ray's files."""
         shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -143,6 +153,11 @@ class Home:
         """Stop every process that belongs to this home, and nothing else. Returns how many there were."""
         state = self.supervisor()
         return procs.stop_marked(self.key, grace_s, state.leaders if state else ())
+
+
+def _too_large(folder: str, names: list[str]) -> list[str]:
+    """The files that are too large to be kept."""
+    return [name for name in names if (file := Path(folder) / name).is_file() and file.stat().st_size > MAX_LOG_BYTES]
 
 
 def _private_folder(folder: Path) -> None:

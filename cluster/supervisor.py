@@ -152,6 +152,7 @@ class Supervisor:
             except ServingError as error:
                 self._report("recovering", error=error.message)
                 self._drop_ray()
+                self._home.keep_ray_logs()
             else:
                 self._report("ready")
 
@@ -253,6 +254,8 @@ class Supervisor:
         if self._store is not None:
             _end(self._store)
         self._home.stop_processes(1.0)
+        if error:
+            self._home.keep_ray_logs()
         self._home.clear_run_dir()
         self._store = None
         if error:
