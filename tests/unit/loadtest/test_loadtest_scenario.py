@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from cluster.errors import InvalidRequest
-from loadtest.arrivals import Gamma, Replay
+from loadtest.arrivals import PATTERNS, Gamma, Replay
 from loadtest.calls import calls_for, check_host
 from loadtest.objective import Objective, samples_needed
 from loadtest.plan import Plan, plan
@@ -61,6 +63,14 @@ def test_every_shipped_scenario_can_be_read_and_states_what_it_is_for():
 def test_a_shipped_scenario_is_found_by_name_and_by_its_path_in_a_checkout():
     found = {find(name).resolve() for name in ("smoke", "smoke.yaml", "config/loadtest/smoke.yaml")}
     assert len(found) == 1
+
+
+def test_the_scenario_in_the_folder_page_can_be_read():
+    text = (find("smoke").parent.parent / "README.md").read_text()
+    raw = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
+    assert scenario_from(raw, "page", Path(".")).targets[0].keys.kind == "zipf"
+    for name in PATTERNS:
+        assert f"`{name}`" in text
 
 
 def test_an_unknown_scenario_lists_those_that_ship():
