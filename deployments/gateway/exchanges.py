@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from deployments.gateway.http_protocol import GatewayProtocol
 
 
+MAX_ASGI_BODY_BYTES = 1 << 20  # control calls are small
+
+
 class Exchange:
     """A request from its last header on.
 
@@ -25,6 +28,7 @@ class Exchange:
         keep_alive: Whether the client wants the connection for another request.
         encoding: The body's compression; "" once it is undone.
         fields: The headers by name.
+        most_bytes: How large the body may be.
         since_s: When the request was complete, on `time.monotonic()`.
         response: What to write once it is this exchange's turn; None while it is not known.
     """
@@ -38,6 +42,7 @@ class Exchange:
         "headers",
         "keep_alive",
         "method",
+        "most_bytes",
         "pending",
         "response",
         "since_s",
@@ -64,6 +69,7 @@ class Exchange:
         self.encoding = b""
         self.chunks: list[bytes] = []
         self.size = 0
+        self.most_bytes = MAX_ASGI_BODY_BYTES
         self.since_s = 0.0
         self.pending: Pending | None = None
         self.cycle: RequestResponseCycle | None = None

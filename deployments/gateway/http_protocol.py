@@ -35,18 +35,15 @@ from uvicorn.server import ServerState
 from cluster.errors import InvalidRequest, Overloaded, ServingError, TooLarge
 from cluster.names import Target
 from deployments.call import Buffer, TensorAnswer
+from deployments.gateway.admission import admit, without_upgrade
 from deployments.gateway.asgi import scope_of
 from deployments.gateway.exchanges import Exchange
 from deployments.gateway.inference import MAX_BUFFERED_BYTES, Inference
-from deployments.gateway.inflate import ENCODINGS, inflate
+from deployments.gateway.inflate import inflate
 from deployments.status import status_of
 
 MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
-MAX_ASGI_BODY_BYTES = 1 << 20
 LINGER_S = 2.0
-MAX_HEADERS = 256
-
-_HOP_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
 
 class Phase(IntEnum):
@@ -58,6 +55,9 @@ class Phase(IntEnum):
     DEAF = 3  # nothing more: the last response is to be written
     LINGER = 4  # nothing more: it was written, the client may still be sending
     CLOSING = 5  # nothing more: the connection is closed once the client has read everything
+
+
+IDLE, HEAD, BODY, DEAF, LINGER, CLOSING = Phase
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -78,7 +78,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._http = inference.http
         self._queue: deque[Exchange] = deque()
         self._receiving: Exchange | None = None
-        self._phase = Phase.IDLE
+        self._phase = IDLE
         self._due_s = inf
         self._unwritable_s = inf  # since when the client reads too slowly
         self._unwritten = 0
@@ -92,13 +92,13 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._due_s = time.monotonic() + self._http.keep_alive_s
         if len(self.connections) > self._http.max_connections:
-            self._phase = Phase.DEAF
+            self._phase = DEAF
             message = f"the gateway has its {self._http.max_connections} connections"
             transport.write(self.inference.refusal(503, message, keep=False, more=b"retry-after: 1\r\n"))
             self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase = Phase.CLOSING
+        self._phase = CLOSING
         if self._receiving is not None:
             self.inference.buffered_bytes -= self._receiving.size
             self._receiving = None
@@ -108,7 +108,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._phase >= Phase.DEAF:
+        if self._phase >= DEAF:
             return
         requests = self._requests
         while data:
@@ -118,10 +118,10 @@ class GatewayProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
             except httptools.HttpParserError as error:
-                if self._phase < Phase.DEAF:
+                if self._phase < DEAF:
                     self._refuse(400, f"request: not HTTP/1.1: {str(error)[:100]}")
                 return
-        if self._phase is Phase.HEAD:
+        if self._phase is HEAD:
             if requests == self._requests:
                 self._head_bytes += len(data)
                 if self._head_bytes > self._http.max_header_bytes:
@@ -129,7 +129,7 @@ class GatewayProtocol(HttpToolsProtocol):
                     return
             if self._due_s == inf:
                 self._due_s = time.monotonic() + self._http.header_timeout_s
-        elif self._phase is Phase.BODY and self._due_s == inf:
+        elif self._phase is BODY and self._due_s == inf:
             self._due_s = time.monotonic() + self._http.body_timeout_s
 
     def pause_writing(self) -> None:
@@ -156,7 +156,7 @@ class GatewayProtocol(HttpToolsProtocol):
     @property
     def busy(self) -> bool:
         """Whether a request is being received or answered."""
-        return bool(self._queue) or self._phase in (Phase.HEAD, Phase.BODY)
+        return bool(self._queue) or self._phase in (HEAD, BODY)
 
     def expire(self, now_s: float) -> None:
         """Act if the client has let a time limit pass."""
@@ -168,11 +168,11 @@ class GatewayProtocol(HttpToolsProtocol):
             self._unwritable_s, self._unwritten = now_s, unwritten
         if now_s < self._due_s:
             return
-        if self._phase is Phase.IDLE:
+        if self._phase is IDLE:
             self._close()
-        elif self._phase is Phase.HEAD:
+        elif self._phase is HEAD:
             self._refuse(408, f"headers: not complete after {self._http.header_timeout_s:g} s")
-        elif self._phase is Phase.BODY:
+        elif self._phase is BODY:
             self._refuse(408, f"body: not complete after {self._http.body_timeout_s:g} s")
         else:
             self.transport.abort()
@@ -180,44 +180,40 @@ class GatewayProtocol(HttpToolsProtocol):
     # The parser's side.
 
     def on_message_begin(self) -> None:
-        if self._phase < Phase.DEAF:
+        if self._phase < DEAF:
             self.url = b""
             self.headers = []
             self._head_bytes = 0
             self._requests += 1
-            self._phase = Phase.HEAD
+            self._phase = HEAD
             self._due_s = inf
 
     def on_url(self, url: bytes) -> None:
-        if self._phase is Phase.HEAD:
+        if self._phase is HEAD:
             self._head_bytes += len(url)
             self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is Phase.HEAD:  # trailers are dropped
+        if self._phase is HEAD:  # trailers are dropped
             self._head_bytes += len(name) + len(value)
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self.parser
-        if self._phase is not Phase.HEAD or parser.should_upgrade():
+        if self._phase is not HEAD or parser.should_upgrade():
             return
         version = parser.get_http_version()
         keep_alive = version == "1.1" and parser.should_keep_alive() and not self.inference.draining
         exchange = Exchange(self, parser.get_method(), self.url, self.headers, keep_alive)
         self._receiving = exchange
-        self._phase = Phase.BODY
+        self._phase = BODY
         self._due_s = inf
-        most = self._http.max_header_bytes
-        if self._head_bytes > most or len(self.headers) > MAX_HEADERS:
-            self._refuse(431, f"headers: at most {most} bytes and {MAX_HEADERS} headers are accepted")
-        elif version not in ("1.1", "1.0"):
-            self._refuse(505, f"request: expected HTTP/1.1, got {version}")
-        else:
-            try:
-                self._check(exchange, version)
-            except ServingError as error:
-                self._refuse_with(error)
+        refusal = admit(exchange, version, self._head_bytes, self._http, self.inference.target)
+        if refusal is not None:
+            self._refuse(refusal.status, refusal.message, refusal.more)
+        elif b"expect" in exchange.fields and not self._queue and version == "1.1":
+            # Behind other responses it would be taken for theirs; a client sends its body anyway after a while.
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         exchange = self._receiving
@@ -226,9 +222,8 @@ class GatewayProtocol(HttpToolsProtocol):
         exchange.chunks.append(body)
         exchange.size += len(body)
         self.inference.buffered_bytes += len(body)
-        most = self._most(exchange)
-        if exchange.size > most:
-            self._refuse_with(TooLarge(f"body: at most {most} bytes are accepted"))
+        if exchange.size > exchange.most_bytes:
+            self._refuse_with(TooLarge(f"body: at most {exchange.most_bytes} bytes are accepted"))
         elif self.inference.buffered_bytes > MAX_BUFFERED_BYTES:
             self._refuse_with(Overloaded("requests that are still arriving take too much memory"))
 
@@ -239,13 +234,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self._receiving = None
         self.inference.buffered_bytes -= exchange.size
         exchange.since_s = time.monotonic()
-        self._phase = Phase.IDLE if exchange.keep_alive else Phase.DEAF
+        self._phase = IDLE if exchange.keep_alive else DEAF
         self._due_s = inf
         self._queue.append(exchange)
         if len(self._queue) >= MAX_QUEUED:
             self.flow.pause_reading()
         if exchange.encoding:
-            work = self.loop.run_in_executor(None, inflate, exchange.body(), exchange.encoding, self._most(exchange))
+            work = self.loop.run_in_executor(None, inflate, exchange.body(), exchange.encoding, exchange.most_bytes)
             work.add_done_callback(partial(self._inflated, exchange))
         elif exchange.target is not None:
             self._submit(exchange, exchange.target, exchange.body())
@@ -263,36 +258,6 @@ class GatewayProtocol(HttpToolsProtocol):
         if inference.draining:
             exchange.keep_alive = False
         self._respond(exchange, inference.answer(pending, outcome, exchange.since_s, exchange.keep_alive))
-
-    def _check(self, exchange: Exchange, version: str) -> None:
-        """The headers are there: see whether the body may come. Raises: ServingError."""
-        fields = exchange.fields = dict(exchange.headers)
-        if exchange.method == b"POST":
-            exchange.target = self.inference.target(exchange.url)
-        length = fields.get(b"content-length")
-        if length is not None and int(length) > self._most(exchange):
-            raise TooLarge(f"body: at most {self._most(exchange)} bytes are accepted, got {int(length)}")
-        if fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            self._refuse(501, "Transfer-Encoding: expected chunked")
-            return
-        encoding = fields.get(b"content-encoding", b"identity").lower()
-        if encoding != b"identity":
-            if encoding not in ENCODINGS:
-                self._refuse(
-                    415, "Content-Encoding: expected gzip, deflate or identity", b"accept-encoding: gzip, deflate\r\n"
-                )
-                return
-            exchange.encoding = encoding
-        expect = fields.get(b"expect")
-        if expect is not None:
-            if expect.lower() != b"100-continue":
-                self._refuse(417, "Expect: expected 100-continue")
-            elif not self._queue and version == "1.1":
-                # Behind other responses it would be taken for theirs; a client sends its body anyway after a while.
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _most(self, exchange: Exchange) -> int:
-        return self._http.max_body_bytes if exchange.target is not None else MAX_ASGI_BODY_BYTES
 
     def _submit(self, exchange: Exchange, target: Target, body: bytes) -> None:
         try:
@@ -377,7 +342,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 return
             if self.flow.read_paused and len(queue) < MAX_QUEUED and not self.flow.write_paused:
                 self.flow.resume_reading()
-        if self._phase is Phase.IDLE:
+        if self._phase is IDLE:
             self._due_s = time.monotonic() + self._http.keep_alive_s
 
     # The end of a connection.
@@ -398,7 +363,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.inference.buffered_bytes -= exchange.size
         exchange.chunks = []
         exchange.keep_alive = False
-        self._phase = Phase.DEAF
+        self._phase = DEAF
         self._due_s = inf
         self._unread = True
         self._queue.append(exchange)
@@ -412,30 +377,27 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self._unread or self.transport.is_closing() or not self.transport.can_write_eof():
             self._close()
             return
-        self._phase = Phase.LINGER
+        self._phase = LINGER
         self._due_s = time.monotonic() + LINGER_S
         self.flow.resume_reading()
         self.transport.write_eof()
 
     def _close(self) -> None:
-        self._phase = Phase.CLOSING
+        self._phase = CLOSING
         self._due_s = time.monotonic() + self._http.write_timeout_s
         self.transport.close()
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """The request that asked for another protocol once more, as one that does not, and what came behind it.
 
-        Clients offer HTTP/2 this way (RFC 9110, 7.8: a server may ignore it), but the parser stops at such a request.
+        The parser stops at such a request, and a new one goes on.
         """
-        if self._phase is not Phase.HEAD:
+        if self._phase is not HEAD:
             return b""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(405, "CONNECT: not offered")
             return b""
-        head = [b"%b %b HTTP/1.1\r\n" % (method, self.url)]
-        head += [b"%b: %b\r\n" % field for field in self.headers if field[0] not in _HOP_FIELDS]
-        if self._requests > 1:
-            head.append(b"connection: close\r\n")  # it is offered with a connection's first request, if at all
         self.parser = httptools.HttpRequestParser(self)
-        return b"".join((*head, b"\r\n", rest))
+        # The offer belongs into a connection's first request; closing after a later one bounds the work.
+        return without_upgrade(method, self.url, self.headers, close=self._requests > 1) + rest

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from deployments.gateway.http_protocol import MAX_ASGI_BODY_BYTES
+from deployments.gateway.exchanges import MAX_ASGI_BODY_BYTES
 from deployments.metrics import Metrics
 
 ROW = np.arange(4, dtype="<f4")
