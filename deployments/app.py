@@ -15,6 +15,7 @@ from ray import serve
 
 from cluster import ray_head
 from cluster.errors import OperatorError, ServingError
+from cluster.policy.reconcile import reason_of
 from cluster.settings import Boot
 from deployments import applications as apps
 
@@ -39,7 +40,9 @@ def bring_up(boot_file: str) -> None:
     while time.monotonic() < deadline_s:
         for name, app in serve.status().applications.items():
             if app.status == "DEPLOY_FAILED":
-                raise OperatorError(f"{name} could not be started: {app.message}")
+                messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+                why = reason_of("\n".join(messages))
+                raise OperatorError(f"{name} could not be started: {why}")
         if _answers(boot):
             return
         time.sleep(0.2)

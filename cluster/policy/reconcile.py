@@ -148,9 +148,8 @@ def at_rest(version: str, digest: str, before: VersionStatus | None, stopping: b
     return VersionStatus(version, state, ready_once=once, digest=digest)
 
 
-_NAMED = re.compile(
-    r"(?:cluster\.errors\.)?([A-Z]\w*(?:Error|Request|NotFound|NotReady|Corrupt|Failed|Conflict)): (.+)"
-)
+# The last line of a traceback: `package.module.Name: text`.
+_NAMED = re.compile(r"^(?:[\w.]+\.)?([A-Z]\w+): (?!Traceback)(.+)$", re.MULTILINE)
 
 
 def reason_of(message: str) -> str:

@@ -59,8 +59,6 @@ class Gateway:
         await asyncio.to_thread(self._read)
         self._apply()
         self._table.know(self._statuses)
-        self._metrics.gauge("prism_queue_rows", "Rows waiting in this gateway for a replica", self._queues)
-        self._metrics.gauge("prism_replicas", "Replicas this gateway is connected to", self._replicas)
         app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token)
         sock = await asyncio.to_thread(open_door, boot.door, 10.0)
         self._server = HttpServer(sock, self._table, app, boot.settings, self._metrics)
@@ -87,12 +85,6 @@ class Gateway:
         documents = self._follower.documents
         self._table.apply(documents)
         self._metrics.keep({(model, version) for model, doc in documents.items() for version in doc.versions})
-
-    def _queues(self) -> list[tuple[str, str, str, float]]:
-        return [(*key, "", float(arm.waiting_rows)) for key, arm in self._table.arms().items()]
-
-    def _replicas(self) -> list[tuple[str, str, str, float]]:
-        return [(*key, "", float(arm.connected)) for key, arm in self._table.arms().items()]
 
     async def _follow(self) -> None:
         """Keep the routing table like the store for as long as the gateway lives."""
