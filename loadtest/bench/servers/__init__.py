@@ -1,0 +1,1 @@
+"""The servers that are compared; each module runs alone, prints `up` and ends on SIGTERM."""

@@ -1,0 +1,97 @@
+"""Ray Serve without Prism: one deployment with `@serve.batch`, one replica, one thread.
+
+python -m loadtest.bench.servers.ray_serve --model-file model.onnx --port 8000 [--haproxy]
+
+As installed, requests pass Ray Serve's Python proxy. With --haproxy they pass its HAProxy, with the flags for
+throughput set and the access log off: the fastest that Ray Serve can be configured to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import click
+
+from loadtest.bench.servers.model import RawModel, server_options
+
+HAPROXY_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+MAX_ONGOING = 512
+
+
+def application(model_file: str, max_batch_rows: int, wait_s: float, access_log: bool) -> Any:
+    """The Serve application, to be run with route prefix `/`."""
+    import numpy as np
+    from ray import serve
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    class Model:
+        def __init__(self) -> None:
+            self._model = RawModel(model_file)
+            self._thread = ThreadPoolExecutor(1)
+
+        @serve.batch(max_batch_size=max_batch_rows, batch_wait_timeout_s=wait_s)  # type: ignore[untyped-decorator]
+        async def infer(self, rows: list[Any]) -> list[Any]:
+            loop = asyncio.get_running_loop()
+            return list(await loop.run_in_executor(self._thread, lambda: self._model(np.stack(rows))))
+
+        async def __call__(self, request: Request) -> Response:
+            answer = await self.infer(self._model.row(await request.body()))
+            return Response(answer.tobytes(), media_type="application/octet-stream")
+
+    options: dict[str, Any] = {} if access_log else {"logging_config": {"enable_access_log": False}}
+    return serve.deployment(
+        Model,
+        name="model",
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=1,
+        **options,
+    ).bind()
+
+
+@click.command()
+@server_options
+@click.option("--haproxy", is_flag=True, help="Ray Serve's HAProxy and throughput flags.")
+def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, haproxy: bool) -> None:
+    """Serve until SIGTERM."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if haproxy:
+        os.environ.update(HAPROXY_FLAGS)  # Ray reads them when it is imported
+    import ray
+    from ray import serve
+
+    stop = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: stop.set())
+    folder = tempfile.mkdtemp(prefix="bray-", dir="/tmp")  # Unix socket paths below it must stay short
+    try:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=200 << 20,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=folder,
+        )
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(application(model_file, max_batch_rows, wait_ms / 1e3, not haproxy), route_prefix="/")
+        print("up", flush=True)
+        stop.wait()
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
