@@ -57,7 +57,10 @@ def parse_header(raw: Buffer, max_depth: int) -> RequestHeader:
     except UnicodeDecodeError:
         raise InvalidRequest("request: JSON must be UTF-8") from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidRequest(complaint(error, "request")) from None
+        said = complaint(error, "request")
+        if "invalid character" in said:
+            said += "; NaN and infinities are not JSON, send them as binary tensor data"
+        raise InvalidRequest(said) from None
     _check_depth(raw, header, max_depth)
     return header
 
@@ -69,8 +72,6 @@ def complaint(error: Exception, field: str) -> str:
         what, place = found.groups()
         place = place if field == "request" else field + (place if place.startswith("[") else f".{place}")
         return f"{place or field}: {_lower(what.replace('`', ''))}"
-    if "malformed" in text and "invalid character" in text:
-        return f"{field}: {_lower(text)}; NaN and infinities are not JSON, send them as binary tensor data"
     return f"{field}: {_lower(text)}"
 
 
