@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import orjson
 
 from cluster.documents import DeploySettings, VersionRecord
@@ -14,13 +17,14 @@ from deployments.oip.response import Encoded, OutputPlan, Wanted, encode_answer
 _KEPT_TEMPLATES = 64
 _KEPT_HEADER_BYTES = 2048  # longer headers are parsed every time
 _KEPT_PLANS = 256
+_ID = re.compile(rb'\{\s*"id"\s*:\s*"([A-Za-z0-9_.:/+=@ -]{1,200})"\s*,')
 
 
 class InferCodec:
     """Decodes requests to one version and encodes its answers.
 
     What it remembers is bounded, and only makes it faster: a request that is nothing but binary tensors behind a JSON
-    header without an id is recognised by the header's bytes.
+    header is recognised by the header's bytes, those of an id at its beginning left out.
     """
 
     __slots__ = ("_default_s", "_head", "_labels", "_limits", "_plans", "_raw", "_raw_plan", "_signature", "_templates")
@@ -53,6 +57,7 @@ class InferCodec:
             TooLarge: more JSON or more tensors than the limits allow.
         """
         size = len(body)
+        id = ""
         if json_length is None:
             json_length = size
             template = self._parse(body)
@@ -62,7 +67,12 @@ class InferCodec:
             head = body[:json_length]
             if type(head) is not bytes:
                 head = bytes(head)
-            template = self._templates.get(head) or self._parse(head)
+            known = self._templates.get(head)
+            if known is None and (named := _ID.match(head)) is not None:
+                known = self._templates.get(head[named.end() :])
+                if known is not None:
+                    id = named[1].decode()
+            template = known or self._parse(head)
         else:
             raise InvalidRequest(f"Inference-Header-Content-Length: expected 0 to {size}, got {json_length}")
         if template.binary_bytes != size - json_length:
@@ -75,7 +85,7 @@ class InferCodec:
         if timeout_s and (not wish_s or timeout_s < wish_s):
             wish_s = timeout_s
         deadline_s = now_s + min(wish_s or self._default_s, self._limits.max_deadline_s)
-        request = TensorRequest(template.rows, template.shapes, data, deadline_s, template.priority, template.id)
+        request = TensorRequest(template.rows, template.shapes, data, deadline_s, template.priority, id or template.id)
         return request, template.plan
 
     def encode(self, plan: OutputPlan, answer: TensorAnswer, id: str = "") -> Encoded:
@@ -109,7 +119,14 @@ class InferCodec:
         if template.reusable and len(head) <= _KEPT_HEADER_BYTES:
             if len(self._templates) >= _KEPT_TEMPLATES:
                 del self._templates[next(iter(self._templates))]
-            self._templates[bytes(head)] = template
+            key = bytes(head)
+            named = _ID.match(key)
+            if named is not None and header.id == named[1].decode():
+                key, template = key[named.end() :], replace(template, id="")
+            elif header.id:
+                return template
+            self._templates[key] = template
+            return replace(template, id=header.id) if header.id else template
         return template
 
     def _parse_raw(self, size: int) -> Template:

@@ -57,8 +57,8 @@ class Template:
 
     @property
     def reusable(self) -> bool:
-        """Whether the next request with the same header is the same but for its binary tensors."""
-        return not self.id and all(part is None for part in self.data)
+        """Whether the next request with the same header is the same but for its id and its binary tensors."""
+        return all(part is None for part in self.data)
 
 
 def template_of(

@@ -425,6 +425,18 @@ def test_bytes_outputs_that_are_no_text_are_refused_as_json() -> None:
         codec.encode(plan, TensorAnswer(((1, 1),), (encode_strings([b"\xff"]),)))
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_ids_are_told_apart_though_the_rest_of_the_header_is_known(separators: tuple[str, str]) -> None:
+    described = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
+    for id in ("a", "b", "", "a", 'c"', "\u00e9", "b", "x" * 300, ""):
+        named = {"id": id} if id else {}
+        head = json.dumps({**named, "inputs": [described]}, separators=separators).encode()
+        request, _ = ONE.decode(head + bytes(12), len(head), 0.0)
+        assert request.id == id
+        late = json.dumps({"inputs": [described], **named}, separators=separators).encode()
+        assert ONE.decode(late + bytes(12), len(late), 0.0)[0].id == id
+
+
 def test_what_is_remembered_changes_no_answer_and_stays_small() -> None:
     described = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
     for n in range(300):
