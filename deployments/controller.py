@@ -30,6 +30,7 @@ from deployments import applications as apps
 log = logging.getLogger("ray.serve")
 
 STEP_S = 1.0
+SETTLED_STEP_S = 3.0  # asking Serve for its status costs CPU on both sides; a commit wakes the loop at once
 HUNG_S = 120.0  # Serve's own calls may block for a while; longer than this, the controller asks to be replaced
 
 
@@ -54,7 +55,7 @@ class Controller:
                 log.exception("a reconcile step failed; the next one tries again")
             self._stepped_s = time.monotonic()
             try:
-                await asyncio.to_thread(self._store.wait, STEP_S)
+                await asyncio.to_thread(self._store.wait, SETTLED_STEP_S if self._reconciler.settled else STEP_S)
             except StoreUnavailable:
                 await asyncio.sleep(STEP_S)
 
@@ -80,9 +81,11 @@ class Reconciler:
         self._memory: dict[str, Applied] = {}
         self._reported: dict[str, dict[str, VersionStatus]] = {}
         self._node = ray.get_runtime_context().get_node_id()
+        self.settled = False  # the last step found everything as it should be
 
     def step(self) -> None:
         """Bring Serve one step closer to the desired state and report. Raises: StoreUnavailable."""
+        self.settled = False
         self._follower.poll()
         if not self._follower.up:
             raise StoreUnavailable("no answer")
@@ -114,6 +117,9 @@ class Reconciler:
                 decided.statuses[name] = replace(decided.statuses[name], state="FAILED", reason=reason[:500])
                 self._memory[name] = after_failure(self._memory[name], reason[:500], time.monotonic())
         self._report(documents, wanted, seen, decided.statuses)
+        self.settled = not (decided.run or decided.delete) and all(
+            status.state in ("READY", "ASLEEP") for status in decided.statuses.values()
+        )
 
     @staticmethod
     def _run(name: str, application: serve.Application) -> None:

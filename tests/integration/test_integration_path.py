@@ -69,7 +69,7 @@ def test_the_served_answer_is_the_in_process_answer(prism, served):
 
 
 def test_a_sticky_key_keeps_its_version_and_shares_are_those_intended(prism, served):
-    name, one, two = served
+    name, one, _ = served
     prism.cli("split", name, "1=70,2=30")
     prism.until(lambda: split_applied(prism, name, 3000))
     seen = {}

@@ -20,6 +20,7 @@ from cluster.splits import TrafficSplit
 
 MODEL = "efficientnet"
 CALIBRATION_CROPS = 64
+COUNTED = 500  # answers per split
 SETTLED_S = 3.0  # a gateway hears of a change within its poll interval of one second
 
 
@@ -64,7 +65,7 @@ def tell(home: Path, http_port: int, keep: bool, rate: float, quiet: bool) -> di
         _predict(narrator, story, port)
         _move_traffic(narrator, story, port)
         _load(narrator, story, port, work, rate)
-        story.history = narrator.prism("history", MODEL)
+        story.history = narrator.prism("history", MODEL)["entries"]
     finally:
         if not keep:
             narrator.step("Take everything down again")
@@ -197,9 +198,9 @@ def _move_traffic(narrator: Narrator, story: Story, port: int) -> None:
             story.marks.append((time.monotonic(), what))
             narrator.prism(*command)
             _settle(flow)
-            with narrator.progress("counting answers", 300) as bar:
+            with narrator.progress("counting answers", COUNTED) as bar:
                 mark = len(flow.answers)
-                while (seen := len(flow.answers) - mark) < 300:
+                while (seen := len(flow.answers) - mark) < COUNTED:
                     bar.update(bar.task_ids[0], completed=seen)
                     time.sleep(0.05)
             tally = Tally.of(flow.since(mark))
@@ -235,7 +236,7 @@ def _settle(flow: Flow) -> None:
 def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) -> None:
     narrator.step("Load it with Locust in steps, open loop, and watch replicas come and go")
     narrator.prism("promote", f"{MODEL}:1")
-    narrator.prism("deploy", f"{MODEL}:1", "--min", "1", "--max", "2", "--cpus", "0.5", "--down-after", "8")
+    narrator.prism("deploy", f"{MODEL}:1", "--min", "1", "--max", "2", "--cpus", "0.5", "--down-after", "5")
     from cluster.artifact import Artifact
     from loadtest import Scenario, run
     from loadtest.scenario import read_scenario
@@ -265,12 +266,19 @@ def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) 
                 _ms(phase.p99_s),
                 phase.counts.failed + phase.counts.dropped,
                 f"{server.batch_rows:.1f}" if server.batch_rows is not None else "–",
-                f"{server.replicas_min}–{server.replicas_max}" if server.replicas_max is not None else "–",
+                _replicas(story.load, "1", phase),
             ]
         )
-    columns = ["phase", "offered/s", "achieved/s", "goodput/s", "p50", "p99", "failed", "rows/batch", "replicas"]
+    columns = ["phase", "offered/s", "achieved/s", "goodput/s", "p50", "p99", "failed", "rows/batch", "replicas of 1"]
     narrator.table(columns, rows)
     narrator.say(f"verdict: {story.load.verdict.status}")
+
+
+def _replicas(load: Any, version: str, phase: Any) -> str:
+    """Fewest and most replicas of a version during a phase, as the gateway saw them."""
+    first, last = int(phase.start_s), int(phase.start_s + phase.duration_s)
+    seen = [int(n) for n in load.server.replicas.get(version, ())[first:last] if n is not None]
+    return "–" if not seen else str(seen[0]) if len(set(seen)) == 1 else f"{min(seen)}–{max(seen)}"
 
 
 def _ms(seconds: float | None) -> str:
