@@ -48,6 +48,9 @@ def build_app(
     async def scrape(request: Request) -> Response:
         return Response(metrics.scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    async def no_icon(request: Request) -> Response:
+        return Response(status_code=204, headers={"cache-control": "max-age=86400"})
+
     async def glance(request: Request) -> Response:
         return json_response(overview(dispatcher, metrics, is_draining(request)), headers={"cache-control": "no-store"})
 
@@ -60,6 +63,7 @@ def build_app(
             Route("/metrics", scrape),
             Route("/-/healthz", healthz),
             Route("/-/routes", proxy_routes),
+            Route("/favicon.ico", no_icon),
             Route("/api/v1/overview", glance),
             Route("/api/v1/openapi.json", describe),
             *ControlEndpoints(store, admin_token).routes(),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MAX_ASGI_BODY_BYTES = 1 << 20  # control calls are small
+_MAX_CHUNKS = 64
 
 
 class Exchange:
@@ -49,6 +50,7 @@ class Exchange:
         "size",
         "target",
         "url",
+        "whole",
     )
 
     def __init__(
@@ -68,6 +70,7 @@ class Exchange:
         self.target: Target | None = None
         self.encoding = b""
         self.chunks: list[bytes] = []
+        self.whole: bytearray | None = None
         self.size = 0
         self.most_bytes = MAX_ASGI_BODY_BYTES
         self.since_s = 0.0
@@ -75,8 +78,22 @@ class Exchange:
         self.cycle: RequestResponseCycle | None = None
         self.response: list[Buffer] | None = None
 
-    def body(self) -> bytes:
+    def grow(self, chunk: bytes) -> None:
+        """More of the body. Many small pieces are kept as one: each by itself would take several times its size."""
+        self.size += len(chunk)
+        if self.whole is not None:
+            self.whole += chunk
+            return
+        self.chunks.append(chunk)
+        if len(self.chunks) > _MAX_CHUNKS:
+            self.whole = bytearray().join(self.chunks)
+            self.chunks = []
+
+    def body(self) -> Buffer:
         """The whole body; it is not kept any longer."""
+        if self.whole is not None:
+            whole, self.whole = self.whole, None
+            return whole
         chunks, self.chunks = self.chunks, []
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -40,7 +40,7 @@ from deployments.gateway.asgi import scope_of
 from deployments.gateway.exchanges import Exchange
 from deployments.gateway.inference import MAX_BUFFERED_BYTES, Inference
 from deployments.gateway.inflate import inflate
-from deployments.status import status_of
+from deployments.status import log_unknown, status_of
 
 MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
 LINGER_S = 2.0
@@ -117,6 +117,11 @@ class GatewayProtocol(HttpToolsProtocol):
                 break
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserCallbackError as error:
+                log_unknown(error.__context__ or error, "in a connection, which is closed")
+                self._phase = CLOSING
+                self.transport.abort()
+                return
             except httptools.HttpParserError as error:
                 if self._phase < DEAF:
                     self._refuse(400, f"request: not HTTP/1.1: {str(error)[:100]}")
@@ -150,13 +155,8 @@ class GatewayProtocol(HttpToolsProtocol):
             exchange.keep_alive = False
             if exchange.cycle is not None:
                 exchange.cycle.keep_alive = False
-        if not self.busy:
+        if not self._queue and self._phase is IDLE:
             self._close()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is being received or answered."""
-        return bool(self._queue) or self._phase in (HEAD, BODY)
 
     def expire(self, now_s: float) -> None:
         """Act if the client has let a time limit pass."""
@@ -219,8 +219,7 @@ class GatewayProtocol(HttpToolsProtocol):
         exchange = self._receiving
         if exchange is None:
             return
-        exchange.chunks.append(body)
-        exchange.size += len(body)
+        exchange.grow(body)
         self.inference.buffered_bytes += len(body)
         if exchange.size > exchange.most_bytes:
             self._refuse_with(TooLarge(f"body: at most {exchange.most_bytes} bytes are accepted"))
@@ -259,7 +258,7 @@ class GatewayProtocol(HttpToolsProtocol):
             exchange.keep_alive = False
         self._respond(exchange, inference.answer(pending, outcome, exchange.since_s, exchange.keep_alive))
 
-    def _submit(self, exchange: Exchange, target: Target, body: bytes) -> None:
+    def _submit(self, exchange: Exchange, target: Target, body: Buffer) -> None:
         try:
             exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
         except Exception as error:
@@ -276,7 +275,7 @@ class GatewayProtocol(HttpToolsProtocol):
         elif exchange.target is not None:
             self._submit(exchange, exchange.target, done.result())
         else:
-            exchange.chunks = [done.result()]
+            exchange.chunks.append(done.result())
             self._flush()
 
     def _start(self, exchange: Exchange) -> None:
@@ -361,7 +360,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if exchange is None:
             exchange = Exchange(self, b"", b"", [], False)
         self.inference.buffered_bytes -= exchange.size
-        exchange.chunks = []
+        exchange.chunks, exchange.whole = [], None
         exchange.keep_alive = False
         self._phase = DEAF
         self._due_s = inf

@@ -5,13 +5,14 @@ from __future__ import annotations
 import zlib
 
 from cluster.errors import InvalidRequest, TooLarge
+from deployments.call import Buffer
 
 ENCODINGS = (b"gzip", b"x-gzip", b"deflate")
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # window bits as zlib wants them
 
 
-def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
+def inflate(body: Buffer, encoding: bytes, max_bytes: int) -> bytes:
     """`body` decompressed; `encoding` is one of `ENCODINGS`. Never makes more than `max_bytes` bytes.
 
     Raises: TooLarge; InvalidRequest if the body is not what `encoding` says.
@@ -23,7 +24,7 @@ def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
     return _inflate(body, _ZLIB if zlib_header else _RAW, max_bytes)
 
 
-def _inflate(body: bytes, window: int, max_bytes: int) -> bytes:
+def _inflate(body: Buffer, window: int, max_bytes: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
         out = stream.decompress(body, max_bytes + 1)

@@ -23,7 +23,7 @@ from loadtest.bench.work import Prepared
 
 _POLL_S = 0.1
 _ASK_S = 60.0
-_LOG_TAIL = 800
+_LOG_LINES = 2
 
 
 class Server:
@@ -142,8 +142,8 @@ class Server:
             raise OperatorError(f"{self.contestant.name}: process {self._process.pid} does not end") from None
 
     def _last(self) -> str:
-        text = self._log.read_text(errors="replace")
-        return " ".join(text[-_LOG_TAIL:].split())
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return " | ".join(lines[-_LOG_LINES:])
 
 
 def ask(port: int, request: bytes) -> tuple[int, bytes]:

@@ -41,7 +41,7 @@ def show(result: BenchResult, console: Console) -> None:
             table.add_row(*(cells[i] for i in ON_TERMINAL))
         console.print(table)
     for text in (*target_lines(rows), *failure_lines(result)):
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def cells_of(rows: Iterable[Row], work: str) -> list[list[str]]:

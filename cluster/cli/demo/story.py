@@ -236,14 +236,16 @@ def _settle(flow: Flow) -> None:
 def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) -> None:
     narrator.step("Load it with Locust in steps, open loop, and watch replicas come and go")
     narrator.prism("promote", f"{MODEL}:1")
-    narrator.prism("deploy", f"{MODEL}:1", "--min", "1", "--max", "2", "--cpus", "0.5", "--down-after", "5")
+    narrator.prism(
+        "deploy", f"{MODEL}:1", "--min", "1", "--max", "2", "--cpus", "0.5", "--utilisation", "0.5", "--down-after", "5"
+    )
     from cluster.artifact import Artifact
     from loadtest import Scenario, run
     from loadtest.scenario import read_scenario
 
     if not rate:
         curve = Artifact.read(story.artifacts["1"]).cost_curve()
-        rate = max(2.0, round(0.22 * curve.rows_per_s(16)))
+        rate = max(2.0, round(0.17 * curve.rows_per_s(16)))
     scenario: Scenario = read_scenario("step", model=MODEL, rate=rate)
     narrator.say(f"x1 is {rate:g} requests per second; latency counts from when a request was due")
     with narrator.progress("load", scenario.duration_s) as bar:

@@ -208,6 +208,20 @@ async def test_a_chunked_body_is_one_body_and_its_trailers_are_no_headers(client
     assert routes.keys == [None]
 
 
+@scenario()
+async def test_a_body_in_crumbs_is_whole_and_kept_as_one_piece(client: Client, routes: FakeRoutes) -> None:
+    head = (
+        b"POST /v2/models/m/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\nInference-Header-Content-Length: 0\r\n\r\n"
+    )
+    values = np.arange(64, dtype="<f4").reshape(16, 4)
+    client.send(head, *(b"1\r\n%c\r\n" % byte for byte in values.tobytes()))
+    (connection,) = client.server._server.protocols()  # type: ignore[attr-defined]
+    await until(lambda: connection._receiving is not None and connection._receiving.size == 256)
+    assert len(connection._receiving.chunks) <= 64 and connection._receiving.whole is not None
+    client.send(b"0\r\n\r\n")
+    assert (await client.answer()).values == values.reshape(-1).tolist()
+
+
 @pytest.mark.parametrize(
     ("encoding", "packed"),
     [
@@ -543,3 +557,20 @@ async def test_metrics_count_what_was_answered(client: Client, routes: FakeRoute
     cell = metrics.cell("m", "1", "stable")
     assert cell.status == {200: 1, 400: 1} and cell.rows == 3 and cell.queue.total == 0.001
     assert metrics.unknown.status == {404: 1}
+
+
+@scenario()
+async def test_a_fault_of_ours_is_no_fault_of_the_clients(client: Client, routes: FakeRoutes) -> None:
+    def fault(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    routes.route = fault  # type: ignore[method-assign]
+    client.send(infer(), get(b"/after"))
+    answer = await client.answer()
+    assert answer.status == 500 and answer.error == "internal error"
+    assert (await client.answer()).status == 200
+    (connection,) = client.server._server.protocols()  # type: ignore[attr-defined]
+    connection._flush = fault
+    client.send(get(b"/"))
+    with pytest.raises(ConnectionError):
+        await client.closed()
