@@ -101,7 +101,10 @@ class Exchange:
         """Where the arm brings the answer."""
         connection = self.connection
         if connection is not None:
-            connection.answered(self, outcome)
+            try:
+                connection.answered(self, outcome)
+            except Exception as error:
+                connection.broken(error)
 
     def abandon(self) -> None:
         """The client is gone: nobody waits for the response."""

@@ -12,9 +12,8 @@ uvicorn's server to shut down. What a request is, whose turn it is to be answere
   still comes is read and dropped for a moment, since closing at once would take the answer away from a client that
   is still sending.
 
-It leans on these of uvicorn's internals, and a test pins the version: the attributes that `HttpToolsProtocol.__init__`
-sets, `_start_asgi_task`, and `RequestResponseCycle` (its constructor, `body`, `more_body`, `message_event`,
-`disconnected`, `keep_alive`, `response_complete`).
+Of uvicorn's internals it uses what `HttpToolsProtocol.__init__` sets, `_start_asgi_task` and `RequestResponseCycle`; a
+test pins the version.
 """
 
 from __future__ import annotations
@@ -118,9 +117,7 @@ class GatewayProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
             except httptools.HttpParserCallbackError as error:
-                log_unknown(error.__context__ or error, "in a connection, which is closed")
-                self._phase = CLOSING
-                self.transport.abort()
+                self.broken(error.__context__ or error)
                 return
             except httptools.HttpParserError as error:
                 if self._phase < DEAF:
@@ -381,6 +378,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
 
+    def broken(self, error: BaseException) -> None:
+        """A fault of ours: nobody knows what is still to be written, so the connection ends here."""
+        log_unknown(error, "in a connection, which is closed")
+        self._phase = CLOSING
+        self.transport.abort()
+
     def _close(self) -> None:
         self._phase = CLOSING
         self._due_s = time.monotonic() + self._http.write_timeout_s
@@ -391,11 +394,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
         The parser stops at such a request, and a new one goes on.
         """
-        if self._phase is not HEAD:
-            return b""
         method = self.parser.get_method()
-        if method == b"CONNECT":
-            self._refuse(405, "CONNECT: not offered")
+        if self._phase is not HEAD or method == b"CONNECT":
+            if self._phase is HEAD:
+                self._refuse(405, "CONNECT: not offered")
             return b""
         self.parser = httptools.HttpRequestParser(self)
         # The offer belongs into a connection's first request; closing after a later one bounds the work.
