@@ -28,14 +28,14 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from cluster.errors import InvalidRequest, Overloaded, ServingError, TooLarge
 from cluster.names import Target
 from deployments.call import Buffer, TensorAnswer
 from deployments.gateway.admission import admit, without_upgrade
-from deployments.gateway.asgi import scope_of
+from deployments.gateway.asgi import cycle_of, scope_of
 from deployments.gateway.exchanges import Exchange
 from deployments.gateway.inference import MAX_BUFFERED_BYTES, Inference
 from deployments.gateway.inflate import inflate
@@ -284,22 +284,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self.inference.metrics.unknown.failed(400, 0.0)
             exchange.response = [self.inference.failure(error, exchange.keep_alive)]
             return
-        exchange.cycle = cycle = RequestResponseCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=exchange.keep_alive and not self.inference.draining,
-            on_response=partial(self._completed, exchange),
-        )
-        cycle.body = bytearray(exchange.body())
-        cycle.more_body = False
-        cycle.message_event.set()
+        keep_alive = exchange.keep_alive and not self.inference.draining
+        cycle = cycle_of(exchange, scope, self, keep_alive, partial(self._completed, exchange))
         self._start_asgi_task(cycle, self.app)
 
     def _completed(self, exchange: Exchange) -> None:
@@ -394,10 +380,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
         The parser stops at such a request, and a new one goes on.
         """
+        if self._phase is not HEAD:
+            return b""
         method = self.parser.get_method()
-        if self._phase is not HEAD or method == b"CONNECT":
-            if self._phase is HEAD:
-                self._refuse(405, "CONNECT: not offered")
+        if method == b"CONNECT":
+            self._refuse(405, "CONNECT: not offered")
             return b""
         self.parser = httptools.HttpRequestParser(self)
         # The offer belongs into a connection's first request; closing after a later one bounds the work.
