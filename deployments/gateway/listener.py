@@ -100,16 +100,20 @@ class HttpServer:
         return True
 
     async def stop(self) -> None:
-        """Close every connection, whatever is under way on it, and end the server."""
+        """Close the socket and every connection, whatever is under way on it."""
         self._inference.draining = True
         task, self._task = self._task, None
         if task is None:
             self._sock.close()
             return
+        self._server.refuse_connections()
         for protocol in self._server.protocols():
             protocol.transport.abort()
-        self._server.should_exit = self._server.force_exit = True
-        await task
+        # uvicorn's own shutdown waits a while for what was just aborted.
+        under_way = [task, *self._server.server_state.tasks]
+        for each in under_way:
+            each.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 class _Server(Server):
@@ -127,6 +131,7 @@ class _Server(Server):
         return cast("list[GatewayProtocol]", list(self.server_state.connections))
 
     def refuse_connections(self) -> None:
+        """Close the listening socket; connections stay."""
         for server in self.servers:
             server.close()
 
