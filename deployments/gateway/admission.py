@@ -14,6 +14,7 @@ from deployments.status import status_of
 
 MAX_HEADERS = 256
 
+_RARE = frozenset((b"transfer-encoding", b"content-encoding", b"expect"))
 _HOP_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
 
@@ -56,6 +57,8 @@ def admit(
     length = fields.get(b"content-length")
     if length is not None and int(length) > exchange.most_bytes:
         return Refusal(413, f"body: at most {exchange.most_bytes} bytes are accepted, got {int(length)}")
+    if _RARE.isdisjoint(fields):
+        return None
     if fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
         return Refusal(501, "Transfer-Encoding: expected chunked")
     encoding = fields.get(b"content-encoding", b"identity").lower()
