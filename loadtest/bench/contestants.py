@@ -21,7 +21,8 @@ class Contestant:
 
     In `command` and `path`, `{port}`, `{model_file}`, `{artifact}`, `{model}`, `{max_batch_rows}` and `{python}` are
     filled in. `ready` is a path that answers below 400 once the server is up. `needs` are packages it imports.
-    `stop_s` is how long it may take to end on SIGTERM.
+    `best_batch_rows` bounds batches where this server does better with smaller ones than the work allows (0: it does
+    not). `stop_s` is how long it may take to end on SIGTERM.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Contestant:
     ready: str = "/ready"
     formats: tuple[str, ...] = ("raw",)
     needs: tuple[str, ...] = ()
+    best_batch_rows: int = 0
     start_s: float = 90.0
     stop_s: float = 10.0
 
@@ -41,6 +43,10 @@ class Contestant:
     def missing(self) -> str:
         """The first package it needs that is not installed, or ""."""
         return next((name for name in self.needs if find_spec(name) is None), "")
+
+    def batch_rows(self, most: int) -> int:
+        """Rows of its batches on a work that allows `most`."""
+        return min(most, self.best_batch_rows or most)
 
     @property
     def needs_artifact(self) -> bool:
@@ -89,7 +95,15 @@ CONTESTANTS: dict[str, Contestant] = {
             stop_s=30.0,
         ),
         Contestant("starlette", "Starlette on uvicorn, no batching", _raw("starlette_app"), needs=("starlette",)),
-        Contestant("mosec", "mosec, batches wait up to 1 ms", _raw("mosec_app"), ready="/", needs=("mosec",)),
+        Contestant(
+            "mosec",
+            "mosec, batches of at most 16, waiting up to 1 ms",
+            _raw("mosec_app"),
+            path="/inference",
+            ready="/",
+            needs=("mosec",),
+            best_batch_rows=16,
+        ),
     )
 }
 

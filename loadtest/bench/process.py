@@ -41,7 +41,7 @@ class Server:
             "model_file": str(prepared.model_file),
             "artifact": str(prepared.artifact),
             "model": prepared.work.model,
-            "max_batch_rows": str(prepared.work.max_batch_rows),
+            "max_batch_rows": str(contestant.batch_rows(prepared.work.max_batch_rows)),
         }
         self.path = filled(contestant.path, self._values)
 
