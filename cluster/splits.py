@@ -56,7 +56,7 @@ class TrafficSplit:
                 share = float(percent) * 100
                 if not sep or share != share or abs(share - round(share)) > 1e-6:
                     raise ValueError
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise InvalidRequest(f"split: expected VERSION=PERCENT,..., e.g. 1=90,2=10, got {part!r}") from None
             arms.append(Arm(check_version(version), round(share)))
         return cls(tuple(arms), salt)

@@ -19,7 +19,7 @@ def test_a_split_exists_only_if_its_shares_make_a_whole(shares):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "1=", "1=x", "1=50", "1=50,1=50", "0=100", "1=nan,2=1", "1=-5,2=105", "1=0.001,2=99.999"]
+    "text", ["", "1", "1=", "1=x", "1=50", "1=50,1=50", "0=100", "1=nan,2=1", "1=-5,2=105", "1=0.001,2=99.999", "1=inf"]
 )
 def test_a_malformed_split_is_refused(text):
     with pytest.raises(InvalidRequest):
