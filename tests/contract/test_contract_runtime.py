@@ -41,9 +41,9 @@ def test_a_second_call_gives_the_same_answer(artifact):
         assert a.tolist() == b.tolist()
 
 
-def test_rows_in_company_are_answered_as_alone(artifact):
-    if not artifact.manifest.signature.batched:
-        pytest.skip("not batched")
+@pytest.mark.parametrize("make", [make for make in MAKERS if make is not fixed_artifact], ids=lambda m: m.__name__)
+def test_rows_in_company_are_answered_as_alone(make, tmp_path):
+    artifact = make(tmp_path / "artifact")
     runtime = open_runtime(artifact)
     inputs = sample(artifact)
     together = runtime.run(inputs)
