@@ -117,8 +117,9 @@ def _wire_calls() -> dict[str, Callable[[], object]]:
     from deployments.wire.frames import FrameReader, Infer, Result, decode_meta
     from deployments.wire.layout import decode_infer, encode_infer, encode_result, split_result
 
+    reader = FrameReader()  # one for a connection's whole life, as in the server
+
     def read(raw: bytes) -> Any:
-        reader = FrameReader()
         at = 0
         while True:
             room = reader.buffer()
