@@ -45,6 +45,8 @@ _FLAGS = {
     "RAY_event_stats": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
+    # Ray would run its workers at niceness 15: gateways and replicas would wait for whatever else the machine does.
+    "RAY_worker_niceness": "0",
     "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }
