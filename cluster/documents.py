@@ -7,6 +7,7 @@ collide with an operator's change.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -141,7 +142,11 @@ class ModelDocument:
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """What the controller last saw of one version. `ready_once`: this digest was verified and answered its sample."""
+    """What the controller last saw of one version.
+
+    `ready_once`: a replica of this digest was ready since the version was deployed. `spec`: the `spec_of` that all
+    its replicas run, "" while a change is under way.
+    """
 
     version: str
     state: State
@@ -150,6 +155,7 @@ class VersionStatus:
     target_replicas: int = 0
     ready_once: bool = False
     digest: str = ""
+    spec: str = ""
     at_s: float = 0.0
 
 
@@ -163,6 +169,11 @@ class AuditEntry:
     at_s: float
     reason: str
     document: ModelDocument
+
+
+def spec_of(record: VersionRecord) -> str:
+    """A short hash of everything that says how the version is served: it changes whenever something of that does."""
+    return hashlib.sha256(msgspec.json.encode(asdict(record), order="sorted")).hexdigest()[:16]
 
 
 def encode(value: ModelDocument | VersionStatus) -> bytes:

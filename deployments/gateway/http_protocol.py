@@ -250,6 +250,7 @@ class GatewayProtocol(HttpToolsProtocol):
         pending = exchange.pending
         if pending is None:
             raise AssertionError("an arm replies after submit has returned")
+        exchange.pending = None  # its ticket leads back here: without this, every request would wait for the collector
         inference = self.inference
         if inference.draining:
             exchange.keep_alive = False
