@@ -93,10 +93,3 @@ class Signature:
             raise InvalidRequest(f"signature.max_rows: {self.max_rows} with batched={self.batched}")
         if self.batched and any(not s.shape or s.shape[0] != ANY for s in (*self.inputs, *self.outputs)):
             raise InvalidRequest("signature: a batched model has a free dimension 0 in every input and output")
-
-    def output_index(self, name: str) -> int:
-        """Position of the output called `name`. Raises: InvalidRequest."""
-        for i, spec in enumerate(self.outputs):
-            if spec.name == name:
-                return i
-        raise InvalidRequest(f"outputs: expected some of {[s.name for s in self.outputs]}, got {name!r}")

@@ -28,7 +28,7 @@ def bring_up(boot_file: str) -> None:
     ray_head.connect(boot)
     serve.start(proxy_location="Disabled")
     node = ray.get_runtime_context().get_node_id()
-    gateway = apps.gateway_application(boot_file, node, boot.settings.gateway.replicas)
+    gateway = apps.gateway_application(boot_file, node, boot.settings.gateway)
     serve.run_many(
         [
             serve.RunTarget(apps.controller_application(boot_file), name=apps.CONTROLLER_APP, route_prefix=None),

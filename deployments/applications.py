@@ -19,6 +19,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import __version__
 from cluster.documents import DeploySettings, VersionRecord
+from cluster.settings import GatewaySettings
 from deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S, policy_arguments
 
 CONTROLLER_APP = "prism-controller"
@@ -44,8 +45,14 @@ def parse_app_name(name: str) -> tuple[str, str] | None:
     return (model, version) if model and version else None
 
 
-def model_application(boot_file: str, model: str, record: VersionRecord, max_deadline_s: float) -> Application:
-    """The application that serves `record`, whose `deploy` must be set."""
+def model_application(
+    boot_file: str, model: str, record: VersionRecord, max_deadline_s: float, fresh: bool
+) -> Application:
+    """The application that serves `record`, whose `deploy` must be set.
+
+    `fresh` says that Serve does not have it yet. Otherwise it keeps as many replicas as it has: Serve would set the
+    count to `initial_replicas` with every change of settings.
+    """
     from deployments.replica import ModelReplica
 
     deploy = record.deploy
@@ -56,7 +63,7 @@ def model_application(boot_file: str, model: str, record: VersionRecord, max_dea
         version=_hash(__version__, asdict(identity), actor, boot_file),
         ray_actor_options=actor,
         user_config=asdict(deploy),
-        autoscaling_config=_autoscaling(deploy),
+        autoscaling_config=_autoscaling(deploy, fresh),
         max_ongoing_requests=1000,
         health_check_period_s=2.0,
         health_check_timeout_s=5.0,
@@ -78,18 +85,18 @@ def model_application(boot_file: str, model: str, record: VersionRecord, max_dea
     )
 
 
-def gateway_application(boot_file: str, node_id: str, replicas: int) -> Application:
+def gateway_application(boot_file: str, node_id: str, settings: GatewaySettings) -> Application:
     """The gateway of one node."""
     from deployments.gateway.gateway import Gateway
 
     actor = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node_id}}
     deployment = serve.deployment(Gateway, name="gateway").options(
         version=_hash(__version__, boot_file, actor),
-        num_replicas=replicas,
+        num_replicas=settings.replicas,
         ray_actor_options=actor,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=60.0,
+        graceful_shutdown_timeout_s=settings.max_deadline_s + 2 * DRAIN_SPARE_S,
         max_surge_percent=100,
         _internal=True,
         **_CONTROL,
@@ -121,10 +128,10 @@ def actor_options(deploy: DeploySettings) -> dict[str, Any]:
     return options
 
 
-def _autoscaling(deploy: DeploySettings) -> AutoscalingConfig:
+def _autoscaling(deploy: DeploySettings, fresh: bool) -> AutoscalingConfig:
     return AutoscalingConfig(
         min_replicas=deploy.min_replicas,
-        initial_replicas=max(1, deploy.min_replicas),
+        initial_replicas=max(1, deploy.min_replicas) if fresh else None,
         max_replicas=deploy.max_replicas,
         metrics_interval_s=METRICS_INTERVAL_S,
         look_back_period_s=LOOK_BACK_S,

@@ -18,9 +18,9 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeStatus
 
-from cluster.documents import ModelDocument, VersionRecord, VersionStatus, encode
+from cluster.documents import ModelDocument, VersionRecord, VersionStatus, spec_of
 from cluster.errors import ServingError, StoreUnavailable
-from cluster.policy.reconcile import Applied, Seen, Wanted, after_failure, at_rest, plan
+from cluster.policy.reconcile import Applied, Seen, Wanted, after_refusal, at_rest, plan, refused
 from cluster.settings import Boot
 from cluster.store import VersionStore
 from cluster.store.follow import Follower
@@ -94,7 +94,7 @@ class Reconciler:
         seen, gateways = applications_seen(serve.status())
         gateway = apps.GATEWAY_APP + self._node
         if gateway not in gateways:
-            self._run(gateway, apps.gateway_application(self._boot_file, self._node, self._settings.gateway.replicas))
+            self._run(gateway, apps.gateway_application(self._boot_file, self._node, self._settings.gateway))
         before = self._before(documents, wanted)
         decided = plan(wanted, seen, self._memory, before, time.monotonic())
         self._memory = decided.memory
@@ -108,14 +108,18 @@ class Reconciler:
                 self._run(
                     name,
                     apps.model_application(
-                        self._boot_file, want.model, records[name], self._settings.gateway.max_deadline_s
+                        self._boot_file,
+                        want.model,
+                        records[name],
+                        self._settings.gateway.max_deadline_s,
+                        fresh=name not in seen,
                     ),
                 )
             except Exception as error:  # one version's trouble must not keep the others from being served
                 log.exception("%s could not be deployed", name)
                 reason = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
-                decided.statuses[name] = replace(decided.statuses[name], state="FAILED", reason=reason[:500])
-                self._memory[name] = after_failure(self._memory[name], reason[:500], time.monotonic())
+                decided.statuses[name] = refused(decided.statuses[name], reason[:500])
+                self._memory[name] = after_refusal(self._memory[name], reason[:500], time.monotonic())
         self._report(documents, wanted, seen, decided.statuses)
         self.settled = not (decided.run or decided.delete) and all(
             status.state in ("READY", "ASLEEP") for status in decided.statuses.values()
@@ -175,8 +179,7 @@ def wanted_applications(
             if record.deploy is None:
                 continue
             name = apps.app_name(model, version)
-            spec = encode(replace(document, versions={version: record}, split=None, labels={}, revision=0)).decode()
-            wanted[name] = Wanted(model, version, record.digest, spec)
+            wanted[name] = Wanted(model, version, record.digest, spec_of(record))
             records[name] = record
     return wanted, records
 

@@ -87,14 +87,12 @@ class Engine:
         policy: BatchPolicy,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
-        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self._runtime = runtime
         self._signature = signature
         self._policy = policy
         self._loop = loop
         self._clock = clock
-        self._on_batch = on_batch
         self._queue: dict[int, _Unit] = {}
         self._by_batch: dict[int, _Unit] = {}
         self._queue_rows = 0
@@ -129,10 +127,6 @@ class Engine:
     def queue_rows(self) -> int:
         """Rows that wait, without those being computed."""
         return self._queue_rows
-
-    @property
-    def idle(self) -> bool:
-        return not self._queue and self._running is None
 
     def submit(self, batch: MicroBatch, done: Done) -> None:
         """Queue a micro-batch; `done` is called exactly once, later, on the loop."""
@@ -197,12 +191,16 @@ class Engine:
     # -- inside --
 
     def _refuse_late(self, batch: MicroBatch, rows: int, now_s: float, errors: dict[int, ServingError]) -> None:
+        """Refuse the requests whose deadline passes before an answer can be expected."""
         left_s = 0.0
         if self._running is not None:
             left_s = max(0.0, self._policy.costs.run_s(self._running.rows) - (now_s - self._running_since_s))
-        done_s = now_s + self._policy.predict_s(self._queue_rows, rows, left_s)
-        if min(batch.deadlines_s) >= done_s:
+        earliest_s = min(batch.deadlines_s)
+        if earliest_s >= now_s + self._policy.predict_s(self._queue_rows, rows, left_s):
             return
+        units = [unit.waiting for unit in self._queue.values()]
+        ahead = sum(waiting.rows for waiting in units if waiting.priority <= batch.priority)
+        done_s = now_s + self._policy.predict_s(ahead, rows, left_s)
         for i, deadline_s in enumerate(batch.deadlines_s):
             if deadline_s < done_s:
                 errors[i] = DeadlineExceeded(
@@ -251,7 +249,13 @@ class Engine:
         if len(ready) == 1:
             inputs = ready[0].arrays
         else:
-            inputs = tuple(np.concatenate(parts) for parts in zip(*(u.arrays for u in ready), strict=True))
+            try:
+                inputs = tuple(np.concatenate(parts) for parts in zip(*(u.arrays for u in ready), strict=True))
+            except (MemoryError, ValueError) as error:
+                log.exception("%d micro-batches cannot be merged", len(ready))
+                for unit in ready:
+                    self._fail_rest(unit, EngineFailed(f"the batch cannot be put together: {type(error).__name__}"))
+                return
         parts = [rows for unit in ready for rows in unit.live_rows()]
         self._running = _Job(ready, inputs, sum(parts), parts)
         self._running_since_s = now_s
@@ -272,8 +276,6 @@ class Engine:
         self.busy_s += job.compute_s
         self.batches += 1
         self.rows_done += job.rows
-        if self._on_batch is not None:
-            self._on_batch(job.rows, job.compute_s)
         if not self._closed:
             self._next()  # the thread works on the next batch while this one's answers are written
         position = offset = 0

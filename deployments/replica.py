@@ -21,7 +21,7 @@ from ray import serve
 from cluster.artifact import SAMPLE, Artifact
 from cluster.artifacts_store import ArtifactStore
 from cluster.documents import DeploySettings, VersionRecord
-from cluster.errors import ArtifactCorrupt, ConversionFailed
+from cluster.errors import ArtifactCorrupt
 from cluster.policy.batch import BatchPolicy
 from cluster.settings import Boot
 from converters.runtime import Runtime, open_runtime
@@ -56,9 +56,10 @@ class ModelReplica:
         self._drain_s = drain_s
         runtime = await asyncio.to_thread(open_runtime, self._artifact, threads=threads, accelerator=accelerator)
         self._costs = self._artifact.cost_curve(accelerator)
-        await asyncio.to_thread(warm_up, runtime, self._artifact)
+        policy = self._policy(DeploySettings())
+        await asyncio.to_thread(warm_up, runtime, self._artifact, policy.max_rows)
         loop = asyncio.get_running_loop()
-        self._engine = Engine(runtime, self._record.signature, self._policy(DeploySettings()), loop)
+        self._engine = Engine(runtime, self._record.signature, policy, loop)
         self._engine.start()
         unique = serve.get_replica_context().replica_id.unique_id
         self._wire = await WireServer.listen(
@@ -138,21 +139,20 @@ class ModelReplica:
             self._engine.close()
 
 
-def warm_up(runtime: Runtime, artifact: Artifact) -> None:
-    """Run the artifact's sample, alone and as the largest batch, so that the first request finds everything loaded.
+def warm_up(runtime: Runtime, artifact: Artifact, batch_rows: int) -> None:
+    """Run the artifact's sample, alone and as a batch of `batch_rows`, so that the first request finds all loaded.
 
-    Raises: ConversionFailed if the sample does not fit the signature.
+    Raises: ArtifactCorrupt if there is no sample or it does not fit the signature.
     """
     signature = artifact.manifest.signature
     file = artifact.path / SAMPLE
     if not file.is_file():
-        return
+        raise ArtifactCorrupt(f"{SAMPLE}: it is not there, so nothing shows that the model answers")
     with np.load(file, allow_pickle=False) as sample:
         missing = [spec.name for spec in signature.inputs if spec.name not in sample]
         if missing:
-            raise ConversionFailed(f"{SAMPLE}: no example of input {missing[0]!r}")
+            raise ArtifactCorrupt(f"{SAMPLE}: no example of input {missing[0]!r}")
         inputs = tuple(np.ascontiguousarray(sample[spec.name]) for spec in signature.inputs)
     runtime.run(inputs if not signature.batched else tuple(array[:1] for array in inputs))
     if signature.batched:
-        rows = min(signature.max_rows, 16)
-        runtime.run(tuple(np.repeat(array[:1], rows, axis=0) for array in inputs))
+        runtime.run(tuple(np.repeat(array[:1], batch_rows, axis=0) for array in inputs))

@@ -105,17 +105,19 @@ class BatchPolicy:
         batch: list[Waiting] = []
         rows = 0
         tightest = inf
+        full = False  # nothing that waits can still join
         for unit in live:
             if unit.group != head.group or unit.priority != head.priority:
                 continue
             if rows + unit.rows > self.max_rows and batch:
+                full = True
                 break
             batch.append(unit)
             rows += unit.rows
             tightest = min(tightest, unit.deadline_s)
             if rows >= self.max_rows:
                 break
-        if rows < self.max_rows and self.max_wait_s > 0:
+        if rows < self.max_rows and not full and self.max_wait_s > 0:
             patience_s = min(head.arrived_s + self.max_wait_s, tightest - self.costs.run_s(rows))
             if patience_s > now_s:
                 return Decision(expire=tuple(expire), wake_s=patience_s)

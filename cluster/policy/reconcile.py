@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.documents import State, VersionStatus
 
 RETRY_FIRST_S = 15.0
 RETRY_MOST_S = 600.0
+LEAVE_AFTER_S = 3.0  # gateways stop sending to a version within a second; what they hold goes before it does
+SETTLED_AFTER_S = 1.0  # Serve needs a moment to say that it is working on what it was told
 LOST_AFTER_S = 10.0  # an application that was run and is not seen for so long is run again
+
+
+# What `Applied.spec` may be besides a spec: no longer wanted and deleted soon; or, before the spec, not taken by Serve.
+LEAVING, REFUSED = "(leaving)", "(refused) "
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +80,25 @@ def plan(
         now_s: Any monotonic clock.
     """
     run: list[str] = []
-    delete = [name for name, app in seen.items() if name not in wanted and app.status != "DELETING"]
+    delete: list[str] = []
     kept: dict[str, Applied] = {}
     statuses: dict[str, VersionStatus] = {}
+    for name, other in seen.items():
+        if name in wanted or other.status == "DELETING":
+            continue
+        leaving = memory.get(name, Applied())
+        kept[name] = leaving = leaving if leaving.spec == LEAVING else Applied(LEAVING, now_s)
+        if now_s - leaving.at_s >= LEAVE_AFTER_S:
+            delete.append(name)
     for name, want in wanted.items():
         applied = memory.get(name, Applied())
         app = seen.get(name)
-        if app is None and applied.spec == want.spec and applied.retry_at_s > now_s:
-            pass  # it could not even be run; the time to try again has not come
+        if applied.spec == REFUSED + want.spec and applied.retry_at_s > now_s:
+            pass  # Serve would not even take it; the time to try again has not come
         elif app is not None and app.status == "DEPLOY_FAILED" and applied.spec == want.spec:
             if applied.retry_at_s == 0.0:
                 applied = after_failure(applied, reason_of(app.message), now_s)
-            elif now_s >= applied.retry_at_s:
+            elif now_s >= applied.retry_at_s and not app.running:  # what still answers is not thrown away
                 delete.append(name)
                 applied = Applied("", now_s, applied.failures, 0.0, applied.reason)
         elif app is not None and app.status == "DELETING":
@@ -93,13 +106,24 @@ def plan(
         elif applied.spec != want.spec or (app is None and now_s - applied.at_s > LOST_AFTER_S):
             # Never run, changed, vanished, or due for another try.
             run.append(name)
-            failures = applied.failures if applied.spec in ("", want.spec) else 0
+            failures = applied.failures if applied.spec in ("", want.spec, REFUSED + want.spec) else 0
             applied = Applied(want.spec, now_s, failures, 0.0, applied.reason)
         elif app is not None and app.status == "RUNNING" and applied.failures:
             applied = Applied(want.spec, applied.at_s)
         kept[name] = applied
-        statuses[name] = _status(want, app, applied, before.get(name))
+        statuses[name] = _status(want, app, applied, before.get(name), now_s)
     return Plan(tuple(run), tuple(delete), kept, statuses)
+
+
+def refused(status: VersionStatus, reason: str) -> VersionStatus:
+    """The status of a version whose change Serve did not take."""
+    return replace(status, state="DEGRADED" if status.replicas else "FAILED", reason=reason)
+
+
+def after_refusal(applied: Applied, reason: str, now_s: float) -> Applied:
+    """What to remember of an application that Serve did not take."""
+    failed = after_failure(applied, reason, now_s)
+    return replace(failed, spec=REFUSED + applied.spec)
 
 
 def after_failure(applied: Applied, reason: str, now_s: float) -> Applied:
@@ -108,8 +132,15 @@ def after_failure(applied: Applied, reason: str, now_s: float) -> Applied:
     return Applied(applied.spec, applied.at_s, applied.failures + 1, now_s + wait_s, reason)
 
 
-def _status(want: Wanted, app: Seen | None, applied: Applied, before: VersionStatus | None) -> VersionStatus:
-    ready_once = before is not None and before.ready_once and before.digest == want.digest
+def _status(
+    want: Wanted, app: Seen | None, applied: Applied, before: VersionStatus | None, now_s: float
+) -> VersionStatus:
+    ready_once = (
+        before is not None
+        and before.ready_once
+        and before.digest == want.digest
+        and before.state not in ("REGISTERED", "DRAINING", "RETIRED")  # deployed anew, it has to prove itself anew
+    )
     state: State
     reason = ""
     running = app.running if app else 0
@@ -117,18 +148,27 @@ def _status(want: Wanted, app: Seen | None, applied: Applied, before: VersionSta
         state = "FAILED" if applied.failures else "LOADING"
         reason = applied.reason
     elif app.status == "DEPLOY_FAILED":
-        state, reason = "FAILED", reason_of(app.message) or applied.reason
+        state = "DEGRADED" if running else "FAILED"
+        reason = reason_of(app.message) or applied.reason
     elif app.status == "UNHEALTHY":
         state, reason = "DEGRADED", reason_of(app.message)
     elif running:
         state, ready_once = "READY", True
+        if applied.spec.startswith(REFUSED):
+            state, reason = "DEGRADED", applied.reason
     elif app.status == "RUNNING" and app.target == 0:
         state, ready_once = "ASLEEP", True
-    elif ready_once and not applied.failures:
+    elif app.status == "RUNNING" and ready_once:
         state, reason = "DEGRADED", reason_of(app.message) or "no replica is running"
     else:
         state = "FAILED" if applied.failures else "LOADING"
         reason = reason_of(app.message) or applied.reason
+    settled = (
+        app is not None
+        and app.status == "RUNNING"
+        and applied.spec == want.spec
+        and now_s - applied.at_s >= SETTLED_AFTER_S
+    )
     return VersionStatus(
         version=want.version,
         state=state,
@@ -137,6 +177,7 @@ def _status(want: Wanted, app: Seen | None, applied: Applied, before: VersionSta
         target_replicas=app.target if app else 0,
         ready_once=ready_once,
         digest=want.digest,
+        spec=want.spec if settled else "",
     )
 
 

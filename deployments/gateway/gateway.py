@@ -34,7 +34,8 @@ from deployments.wire.client import VersionClient
 log = logging.getLogger("ray.serve")
 
 STATUS_S = 2.0  # how old the statuses that the page and `ready` show may be
-DRAIN_S = 45.0  # below Serve's grace period for a gateway
+FOLLOW_S = 60.0  # a gateway that has not looked at the store for so long asks to be replaced
+DESERTED_S = 5.0  # a version that is leaving and has had no replica for so long answers what waits with 503
 
 
 class Gateway:
@@ -95,7 +96,7 @@ class Gateway:
             except StoreUnavailable:
                 await asyncio.sleep(poll_s)
             try:
-                if await asyncio.to_thread(self._read):
+                if await asyncio.to_thread(self._read) or self._table.behind:
                     self._apply()
                 self._table.know(self._statuses)
             except ServingError as error:
@@ -138,7 +139,11 @@ class Gateway:
         task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, client: VersionClient) -> None:
-        await client.drain(self._boot.settings.gateway.max_deadline_s)
+        """Let a client's requests be answered, for as long as somebody is there to answer them."""
+        end_s = self._loop.time() + self._boot.settings.gateway.max_deadline_s
+        deserted_s = 0.0
+        while self._loop.time() < end_s and deserted_s < DESERTED_S and not await client.drain(0.2):
+            deserted_s = 0.0 if client.connected else deserted_s + 0.2
         client.close()
 
     def _wake(self, key: tuple[str, str]) -> None:
@@ -158,7 +163,7 @@ class Gateway:
 
     async def check_health(self) -> None:
         """Raises if the gateway no longer listens or no longer follows the store."""
-        if self._task.done():
+        if self._task.done() or time.monotonic() - self._polled_s > FOLLOW_S:
             raise RuntimeError("the gateway no longer follows the store")
         self._server.check()
 
@@ -167,8 +172,6 @@ class Gateway:
         server = getattr(self, "_server", None)
         if server is not None:
             self._task.cancel()
-            await server.drain(DRAIN_S)
+            await server.drain(self._boot.settings.gateway.max_deadline_s)
             await server.stop()
             self._table.close()
-            if self._leaving:
-                await asyncio.wait(self._leaving, timeout=DRAIN_S)

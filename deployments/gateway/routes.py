@@ -32,24 +32,33 @@ class RoutingTable:
         self._documents: Mapping[str, ModelDocument] = {}
         self._arms: dict[tuple[str, str], VersionClient] = {}
         self._statuses: dict[str, dict[str, VersionStatus]] = {}
+        self.behind = False
 
     def apply(self, documents: Mapping[str, ModelDocument]) -> None:
-        """Route by `documents` from now on; requests that are under way keep the version they were given."""
+        """Route by `documents` from now on; requests that are under way keep the version they were given.
+
+        A version that cannot be connected is left out and tells nobody but the log; `behind` says to try again.
+        """
         wanted = {
             (model, version): record
             for model, document in documents.items()
             for version, record in document.versions.items()
             if record.deploy is not None
         }
+        self.behind = False
         for key, record in wanted.items():
             arm = self._arms.get(key)
-            if arm is None:
-                self._arms[key] = self._connect(key[0], record)
-            elif micro_batch_rows(arm.record) != micro_batch_rows(record):
-                self._arms[key] = self._connect(key[0], record)
-                self._disconnect(key[0], arm)
-            elif arm.record != record:
-                arm.record = record
+            try:
+                if arm is None:
+                    self._arms[key] = self._connect(key[0], record)
+                elif micro_batch_rows(arm.record) != micro_batch_rows(record):
+                    self._arms[key] = self._connect(key[0], record)
+                    self._disconnect(key[0], arm)
+                elif arm.record != record:
+                    arm.record = record
+            except Exception:
+                self.behind = True
+                log.exception("%s:%s cannot be connected", *key)
         self._documents = documents
         for key in [key for key in self._arms if key not in wanted]:
             self._disconnect(key[0], self._arms.pop(key))

@@ -62,12 +62,7 @@ class VersionClient:
         node_id: str,
         on_wanted: Callable[[], None],
     ) -> None:
-        batch_rows = micro_batch_rows(record)
-        if batch_rows > settings.max_waiting_rows:
-            raise InvalidRequest(
-                f"gateway.max_waiting_rows: a batch of {batch_rows} rows can never fill "
-                f"with a queue of {settings.max_waiting_rows} rows"
-            )
+        batch_rows = min(micro_batch_rows(record), settings.max_waiting_rows)  # more could never come together
         self.record = record
         self._signature = record.signature
         self._secret = check_secret(secret)

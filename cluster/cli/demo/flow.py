@@ -81,7 +81,8 @@ class Flow:
                 if status == 200:
                     header = int(response.getheader("Inference-Header-Content-Length", "0"))
                     right = int(np.frombuffer(body[header:], np.float32).argmax()) == self._classes[picture]
-            except (OSError, HTTPException):
+            except (OSError, HTTPException, ValueError):
+                status = status if status != 200 else 0
                 connection.close()
             self._answers.append(Answer(sent_s, status, version, right, time.monotonic() - sent_s))
         connection.close()

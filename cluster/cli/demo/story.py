@@ -19,8 +19,9 @@ from cluster.errors import OperatorError, ServingError
 from cluster.splits import TrafficSplit
 
 MODEL = "efficientnet"
+MARKER = "made-by-the-demo"
 CALIBRATION_CROPS = 64
-COUNTED = 500  # answers per split
+COUNTED, COUNT_LIMIT_S = 500, 60.0  # answers per split, and how long they may take
 SETTLED_S = 3.0  # a gateway hears of a change within its poll interval of one second
 
 
@@ -54,11 +55,14 @@ def tell(home: Path, http_port: int, keep: bool, rate: float, quiet: bool) -> di
     story = Story()
     work = home / "demo"
     narrator.title("[bold]Prism[/]: a trained model becomes a Ray cluster that answers requests")
-    with suppress(OperatorError):
-        narrator.prism("down")
-    if home.exists():
+    if home.exists() and any(home.iterdir()):
+        if not (home / MARKER).is_file():
+            raise OperatorError(f"demo: {home} holds something that no demo made; choose another --home")
+        with suppress(OperatorError):
+            narrator.prism("down")
         shutil.rmtree(home)
     work.mkdir(parents=True)
+    (home / MARKER).write_text("made by prism demo, which deletes this folder when it runs again\n")
     port = http_port or _free_port()
     try:
         _convert(narrator, story, work)
@@ -198,10 +202,10 @@ def _move_traffic(narrator: Narrator, story: Story, port: int) -> None:
         ):
             story.marks.append((time.monotonic(), what))
             narrator.prism(*command)
-            _settle(flow)
+            time.sleep(SETTLED_S)
             with narrator.progress("counting answers", COUNTED) as bar:
-                mark = len(flow.answers)
-                while (seen := len(flow.answers) - mark) < COUNTED:
+                mark, end_s = len(flow.answers), time.monotonic() + COUNT_LIMIT_S
+                while (seen := len(flow.answers) - mark) < COUNTED and time.monotonic() < end_s:
                     bar.update(bar.task_ids[0], completed=seen)
                     time.sleep(0.05)
             tally = Tally.of(flow.since(mark))
@@ -225,13 +229,6 @@ def _move_traffic(narrator: Narrator, story: Story, port: int) -> None:
     narrator.say(
         f"{everything.total} requests in all, {everything.failed} failed, {everything.wrong} with another class"
     )
-
-
-def _settle(flow: Flow) -> None:
-    """Wait until what was asked under the old split has been answered."""
-    deadline_s = time.monotonic() + SETTLED_S
-    while time.monotonic() < deadline_s:
-        time.sleep(0.05)
 
 
 def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) -> None:

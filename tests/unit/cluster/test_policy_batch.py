@@ -40,6 +40,10 @@ def test_a_full_batch_does_not_wait():
     assert POLICY.decide([Waiting(i, 4, 0.0) for i in (1, 2, 3)], now_s=0.0).run == (1, 2)
 
 
+def test_a_batch_that_nothing_waiting_can_join_does_not_wait():
+    assert POLICY.decide([Waiting(1, 5, 0.0), Waiting(2, 5, 0.0)], now_s=0.0).run == (1,)
+
+
 def test_with_no_wait_whatever_is_there_runs():
     assert EAGER.decide([Waiting(1, 1, 0.0)], now_s=0.0).run == (1,)
 

@@ -1,10 +1,11 @@
 from cluster.policy.reconcile import (
+    LEAVE_AFTER_S,
     LOST_AFTER_S,
     RETRY_FIRST_S,
     Applied,
     Seen,
     Wanted,
-    after_failure,
+    after_refusal,
     at_rest,
     plan,
     reason_of,
@@ -38,9 +39,40 @@ def test_a_changed_spec_is_run_again_without_deleting():
     assert again.run == (APP,) and again.delete == ()
 
 
-def test_what_is_not_wanted_is_deleted_once():
-    assert steps({}, {APP: Seen("RUNNING", 1, 1)}, {}).delete == (APP,)
-    assert steps({}, {APP: Seen("DELETING")}, {}).delete == ()
+def test_what_is_not_wanted_is_deleted_once_gateways_had_time_to_leave_it():
+    first = steps({}, {APP: Seen("RUNNING", 1, 1)}, {APP: Applied("spec-a", 50.0)}, 100.0)
+    assert first.delete == ()
+    assert steps({}, {APP: Seen("RUNNING", 1, 1)}, first.memory, 101.0).delete == ()
+    assert steps({}, {APP: Seen("RUNNING", 1, 1)}, first.memory, 100.0 + LEAVE_AFTER_S).delete == (APP,)
+    assert steps({}, {APP: Seen("DELETING")}, first.memory, 200.0).delete == ()
+
+
+def test_a_version_wanted_again_before_it_left_is_kept():
+    leaving = steps({}, {APP: Seen("RUNNING", 1, 1)}, {}, 100.0).memory
+    back = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, leaving, 101.0)
+    assert back.run == (APP,) and back.delete == ()
+
+
+def test_a_failed_update_keeps_the_replicas_that_still_answer():
+    failed = {APP: Seen("DEPLOY_FAILED", 2, 3, "RuntimeError: no GPU")}
+    memory = steps(WANT, failed, {APP: Applied("spec-a", 100.0)}, 100.0).memory
+    later = steps(WANT, failed, memory, 10_000.0)
+    assert later.delete == later.run == ()
+    assert later.statuses[APP].state == "DEGRADED" and "no GPU" in later.statuses[APP].reason
+
+
+def test_the_spec_is_told_once_every_replica_runs_it():
+    memory = steps(WANT, {}, {}, 100.0).memory
+    assert steps(WANT, {APP: Seen("DEPLOYING", 1, 2)}, memory, 105.0).statuses[APP].spec == ""
+    assert steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory, 100.1).statuses[APP].spec == ""
+    assert steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory, 105.0).statuses[APP].spec == "spec-a"
+
+
+def test_a_version_deployed_anew_has_to_prove_itself_anew():
+    ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, {APP: Applied("spec-a")}).statuses[APP]
+    retired = at_rest("1", "digest", ready, stopping=False)
+    again = steps(WANT, {APP: Seen("DEPLOYING", 0, 1)}, {}, before={APP: retired})
+    assert again.statuses[APP].state == "LOADING" and not again.statuses[APP].ready_once
 
 
 def test_an_application_that_vanished_is_run_again():
@@ -109,7 +141,7 @@ def test_a_version_that_is_not_to_run_drains_and_then_rests():
 
 
 def test_what_could_not_even_be_run_is_not_tried_again_at_once():
-    failed = after_failure(Applied("spec-a", 100.0), "TypeError: no", 100.0)
+    failed = after_refusal(Applied("spec-a", 100.0), "TypeError: no", 100.0)
     waiting = steps(WANT, {}, {APP: failed}, 100.0 + RETRY_FIRST_S / 2)
     assert waiting.run == () and waiting.statuses[APP].state == "FAILED"
     assert waiting.statuses[APP].reason == "TypeError: no"

@@ -91,7 +91,7 @@ async def test_a_full_queue_refuses_and_keeps_what_it_has(bench):
     assert isinstance(refused.errors[0], Overloaded) and "32 rows wait" in refused.errors[0].message
     bench.runtime.gate.set()
     assert all(not r.errors for r in await asyncio.gather(running, *kept))
-    assert bench.engine.queue_rows() == 0 and bench.engine.idle
+    assert bench.engine.queue_rows() == 0
 
 
 async def test_poison_fails_alone(bench):
@@ -236,4 +236,18 @@ async def test_every_request_is_answered_once_with_its_own_rows_under_load_and_c
         expected = np.repeat(np.array(live, np.float32) * 2, micro.rows[0]) if live else np.empty(0, np.float32)
         got = result.outputs[0][:, 0] if result.outputs is not None else np.empty(0, np.float32)
         np.testing.assert_array_equal(got, expected)
-    assert any(not r.errors for r in answers.values()) and bench.engine.idle
+    assert any(not r.errors for r in answers.values())
+
+
+async def test_less_urgent_work_does_not_make_an_urgent_request_late():
+    slow = BatchPolicy(max_rows=8, max_queue_rows=64, costs=CostCurve.of({1: 0.2, 8: 0.2}))
+    bench = Bench(slow)
+    bench.runtime.gate.clear()
+    background = [bench.submit(batch(*[1.0] * 8, priority=1)) for _ in range(4)]
+    urgent = bench.submit(batch(2.0, deadline_s=time.monotonic() + 0.6))
+    late = await bench.submit(batch(3.0, deadline_s=time.monotonic() + 0.6, priority=1))
+    assert isinstance(late.errors[0], DeadlineExceeded)
+    bench.runtime.gate.set()
+    assert not (await urgent).errors
+    await asyncio.gather(*background)
+    bench.engine.close()

@@ -100,3 +100,23 @@ def test_a_listener_hears_the_present_list_first_and_then_every_other():
     membership.forget("app")
     membership.publish("app", {"d": {}})
     assert heard == [{"a": {}}, {"b": {}}]
+
+
+def test_a_version_that_cannot_be_connected_harms_no_other_and_is_tried_again():
+    bench = Bench()
+    refused = {"1"}
+    connect = bench.connect
+
+    def picky(model, made):
+        if made.version in refused:
+            raise RuntimeError("no")
+        return connect(model, made)
+
+    bench.table = RoutingTable(picky, lambda model, client: None)
+    bench.table.apply({"m": TWO})
+    assert bench.table.behind and bench.table.route(Target("m"), None).record.version == "2"
+    with pytest.raises(ModelNotReady):
+        bench.table.route(Target.parse("m:1"), None)
+    refused.clear()
+    bench.table.apply({"m": TWO})
+    assert not bench.table.behind and bench.table.route(Target.parse("m:1"), None).record.version == "1"

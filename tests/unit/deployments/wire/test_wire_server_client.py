@@ -409,6 +409,7 @@ def test_a_micro_batch_has_the_configured_rows_else_what_pays():
     assert micro_batch_rows(replace(RECORD, deploy=DeploySettings(max_batch_rows=300))) == 8
 
 
-async def test_a_queue_in_which_no_micro_batch_can_fill_is_refused():
-    with pytest.raises(InvalidRequest, match="8 rows can never fill with a queue of 4 rows"):
-        VersionClient(RECORD, GatewaySettings(max_waiting_rows=4), SECRET, "here", lambda: None)
+async def test_a_micro_batch_is_no_larger_than_the_queue_it_comes_from():
+    client = VersionClient(RECORD, GatewaySettings(max_waiting_rows=4), SECRET, "here", lambda: None)
+    assert client._pool.settings.batch_rows == 4
+    client.close()
