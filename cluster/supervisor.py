@@ -28,6 +28,7 @@ from cluster import procs, ray_head
 from cluster.door import Door, bind
 from cluster.errors import OperatorError, ServingError
 from cluster.home import Home, Phase, SupervisorState
+from cluster.probe import http_url
 from cluster.procs import Identity
 from cluster.settings import Boot, Settings, read_settings
 from cluster.store.url import redacted
@@ -303,12 +304,6 @@ def parts_for(home: Home, settings: Settings) -> Parts:
     else:
         store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server)
     return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"))
-
-
-def http_url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a server that listens on `host`."""
-    local = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"http://{local}:{port}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

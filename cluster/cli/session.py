@@ -14,9 +14,9 @@ import click
 from cluster.artifacts_store import ArtifactStore
 from cluster.errors import OperatorError
 from cluster.home import Home
+from cluster.probe import http_url
 from cluster.settings import Boot
 from cluster.store import VersionStore
-from cluster.supervisor import http_url
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +15,7 @@ from cluster.cli.versions import one_line, version_facts
 from cluster.documents import ModelDocument, VersionStatus
 from cluster.errors import ModelNotFound, OperatorError, StoreUnavailable
 from cluster.home import Home
+from cluster.probe import gateway_answers
 from cluster.store.url import redacted
 
 
@@ -46,7 +45,7 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         "home": boot.home,
         "phase": state.phase if state is not None else "unknown",
         "error": state.error if state is not None else nothing_running(home),
-        "gateway": {"url": session.url, "answers": answers(session.url)},
+        "gateway": {"url": session.url, "answers": gateway_answers(boot.settings.http.host, boot.http_port)},
         "ray": {"address": boot.ray_address},
         "store": {"url": redacted(boot.store_url), "answers": True},
         "models": [],
@@ -64,19 +63,6 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
             raise OperatorError(error.message) from None
         facts["store"] |= {"answers": False, "error": error.message}
     return facts
-
-
-def answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether a gateway is healthy there."""
-    parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
-    try:
-        connection.request("GET", "/-/healthz")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _model(document: ModelDocument, statuses: dict[str, VersionStatus]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import click
 from cluster.cli.output import emit, home_option, json_option
 from cluster.home import Home
 from cluster.launch import bring_up, follow, take_down
+from cluster.probe import http_url
 from cluster.settings import Boot, Settings, read_settings
 from cluster.store.url import redacted
-from cluster.supervisor import http_url
 
 
 @click.command(epilog="Example: prism up --http-port 8080 && curl localhost:8080/v2/health/ready")
