@@ -28,8 +28,7 @@ from cluster.splits import TrafficSplit
 def split(model: str, shares: str, reason: str, home: Path, as_json: bool) -> None:
     """Divide MODEL's traffic between READY versions, in percent."""
     with connect(home) as session:
-        kept = session.store.read(model).split
-        wanted = TrafficSplit.parse(shares, salt=kept.salt if kept else "")
+        wanted = TrafficSplit.parse(shares)
         _print(operations.split(session.store, model, wanted, by=session.by, reason=reason), as_json)
 
 

@@ -118,6 +118,18 @@ def test_split_promote_and_rollback_move_traffic(prism, published):
     assert prism("rollback", "m")["split"] == {"1": 90.0, "2": 10.0}
 
 
+def test_each_rollout_begins_with_other_keys(prism, published, session):
+    prism("deploy", "m:1")
+    prism("deploy", "m:2")
+    prism("split", "m", "1=90,2=10")
+    first = session.store.read("m").split.salt
+    prism("split", "m", "1=80,2=20")
+    assert session.store.read("m").split.salt == first
+    prism("split", "m", "1=100")
+    prism("split", "m", "1=90,2=10")
+    assert session.store.read("m").split.salt != first
+
+
 def test_the_history_says_who_what_and_why(prism, published):
     prism("deploy", "m:1")
     prism("deploy", "m:2")
