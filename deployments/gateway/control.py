@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 from starlette.requests import Request
@@ -83,6 +83,11 @@ class Label(_Change):
     label: str
     version: str | None = None
 
+
+_SETTINGS = msgspec.defstruct(
+    "DeploySettings", [(name, kind, None) for name, kind in get_type_hints(DeploySettings).items()]
+)
+"""The types of DeploySettings without its rules, which hold between settings: a change may name one of them only."""
 
 C = TypeVar("C", bound=_Change)
 Verb = Callable[[VersionStore, str, Any, dict[str, Any]], ModelDocument]
@@ -225,13 +230,16 @@ def _target(model: str, version: str) -> Target:
 
 
 def _settings(raw: dict[str, Any]) -> dict[str, Any]:
-    """Checked field by field, so that a wrong one is named. Raises: InvalidRequest."""
+    """`raw`, of known names and right types; whether its values go with the others is for the change itself to say.
+
+    Raises: InvalidRequest, naming the field.
+    """
     for name in raw:
-        if name not in DeploySettings.__dataclass_fields__:
-            known = ", ".join(DeploySettings.__dataclass_fields__)
+        if name not in _SETTINGS.__struct_fields__:
+            known = ", ".join(_SETTINGS.__struct_fields__)
             raise InvalidRequest(f"settings.{name}: unknown; expected one of {known}")
     try:
-        found = msgspec.convert(raw, DeploySettings)
+        found = msgspec.convert(raw, _SETTINGS)
     except msgspec.ValidationError as error:
         raise InvalidRequest(complaint(error, "settings")) from None
     return {name: getattr(found, name) for name in raw}

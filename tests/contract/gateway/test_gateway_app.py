@@ -292,6 +292,17 @@ async def test_an_operator_moves_traffic_and_back(stored: Running) -> None:
     assert [entry["by"] for entry in body["entries"]][-2:] == ["ann", "test"]
 
 
+async def test_one_setting_is_judged_together_with_those_that_stay(stored: Running) -> None:
+    async def deploy(**settings: Any) -> tuple[int, Any, Any]:
+        return await stored.call("POST", "/api/v1/models/m/deploy", {"version": "1", "settings": settings}, TOKEN)
+
+    assert (await deploy(max_replicas=4))[0] == 200
+    status, body, _ = await deploy(min_replicas=2)
+    assert status == 200 and body["document"]["versions"]["1"]["deploy"]["min_replicas"] == 2
+    status, body, _ = await deploy(min_replicas=5)
+    assert status == 400 and "deploy.min_replicas: expected 0 to max_replicas, got 5" in body["error"]
+
+
 async def test_reading_shows_documents_with_their_statuses(stored: Running) -> None:
     status, body, _ = await stored.call("GET", "/api/v1/models", token=TOKEN)
     assert status == 200 and [model["name"] for model in body["models"]] == ["m"]
