@@ -218,7 +218,9 @@ def test_what_a_caller_does_to_a_document_stays_with_the_caller(store, model):
 
 def test_a_report_replaces_the_one_before(store, model):
     store.swap(document(model), "publish", "ann")
-    store.report(model, {"1": VersionStatus("1", "READY", "", 1, 2, True, "d", 3.5), "2": VersionStatus("2", "FAILED")})
+    store.report(
+        model, {"1": VersionStatus("1", "READY", "", 1, 2, True, "d", "spec", 3.5), "2": VersionStatus("2", "FAILED")}
+    )
     store.report(model, {"2": VersionStatus("2", "LOADING", "warming up")})
     assert store.statuses(model) == {"2": VersionStatus("2", "LOADING", "warming up")}
     store.report(model, {})

@@ -116,7 +116,7 @@ def test_a_document_of_another_kind_is_refused():
 
 
 def test_a_status_survives_encoding():
-    status = VersionStatus("1", "READY", "why", 2, 3, True, "d", 1.5)
+    status = VersionStatus("1", "READY", "why", 2, 3, True, "d", "spec", 1.5)
     assert decode_status(encode(status)) == status
 
 
