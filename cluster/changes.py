@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from cluster.artifact import Artifact
 from cluster.documents import AuditEntry, DeploySettings, ModelDocument, VersionRecord, VersionStatus
@@ -82,9 +83,21 @@ def unpublished(document: ModelDocument, version: str) -> ModelDocument:
     return replace(document, versions=rest)
 
 
-def deployed(document: ModelDocument, version: str, settings: DeploySettings) -> ModelDocument:
-    """With `version` served as `settings` say."""
-    return document.with_record(replace(document.record(version), deploy=settings))
+def deployed(
+    document: ModelDocument, version: str, settings: DeploySettings, statuses: Statuses = MappingProxyType({})
+) -> ModelDocument:
+    """With `version` served as `settings` say, whose `attempt` is ours to count.
+
+    It grows when the version FAILED and nothing else changes, so that something does.
+    """
+    record = document.record(version)
+    if record.deploy is not None:
+        settings = replace(settings, attempt=record.deploy.attempt)
+        status = statuses.get(version)
+        failed = status is not None and status.state == "FAILED" and status.digest == record.digest
+        if failed and settings == record.deploy:
+            settings = replace(settings, attempt=settings.attempt + 1)
+    return document.with_record(replace(record, deploy=settings))
 
 
 def undeployed(document: ModelDocument, version: str, force: bool = False) -> ModelDocument:

@@ -40,6 +40,7 @@ class DeploySettings:
     target_utilisation: float = 0.7
     down_after_s: float = 30.0  # demand must have stayed lower for so long before a replica goes
     idle_after_s: float = 60.0  # with min_replicas 0: the last replica goes after so long without a request
+    attempt: int = 0  # counts deploys of a version that had FAILED: another number is another try
 
     def __post_init__(self) -> None:
         for name, ok, expected in (
@@ -53,6 +54,7 @@ class DeploySettings:
             ("default_deadline_s", 0 < self.default_deadline_s <= 3600, "above 0, at most 3600 seconds"),
             ("down_after_s", 0 <= self.down_after_s <= 86400, "0 to 86400 seconds"),
             ("idle_after_s", 0 <= self.idle_after_s <= 86400, "0 to 86400 seconds"),
+            ("attempt", self.attempt >= 0, "0 or more"),
             ("target_utilisation", 0.05 <= self.target_utilisation <= 1, "0.05 to 1"),
         ):
             if not ok:

@@ -94,6 +94,8 @@ def deploy(
 ) -> ModelDocument:
     """Have a version served: `target`'s, or the newest one of the model.
 
+    A version that FAILED and is deployed as it is gets the next `attempt`, so that the controller tries at once.
+
     Args:
         settings: How; None: as it is deployed now, or the defaults.
         overrides: Fields of DeploySettings to change in that.
@@ -101,12 +103,12 @@ def deploy(
 
     def change(document: ModelDocument) -> ModelDocument:
         version = _named_or_newest(document, target)
-        start = settings or document.record(version).deploy or DeploySettings()
+        now = document.record(version).deploy
         try:
-            wanted = replace(start, **(overrides or {}))
+            wanted = replace(settings or now or DeploySettings(), **(overrides or {}))
         except TypeError as error:
             raise InvalidRequest(f"deploy: {error}") from None
-        return changes.deployed(document, version, wanted)
+        return changes.deployed(document, version, wanted, store.statuses(document.name) if now else {})
 
     return _apply(store, target.model, "deploy", change, by, reason, expect_revision)
 

@@ -85,9 +85,11 @@ class Label(_Change):
 
 
 _SETTINGS = msgspec.defstruct(
-    "DeploySettings", [(name, kind, None) for name, kind in get_type_hints(DeploySettings).items()]
+    "DeploySettings",
+    [(name, kind, None) for name, kind in get_type_hints(DeploySettings).items() if name != "attempt"],
 )
-"""The types of DeploySettings without its rules, which hold between settings: a change may name one of them only."""
+"""What a change may name of DeploySettings: types without rules, for these hold between settings of which it may name
+one only."""
 
 C = TypeVar("C", bound=_Change)
 Verb = Callable[[VersionStore, str, Any, dict[str, Any]], ModelDocument]

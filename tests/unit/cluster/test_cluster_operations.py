@@ -5,7 +5,7 @@ import pytest
 from cluster import changes, operations
 from cluster.artifact import Manifest, hash_files, write_manifest
 from cluster.artifacts_store import ArtifactStore
-from cluster.documents import DeploySettings, VersionStatus
+from cluster.documents import DeploySettings, VersionStatus, spec_of
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound, StaleRevision
 from cluster.names import Target
 from cluster.splits import TrafficSplit
@@ -125,6 +125,25 @@ def test_a_change_that_changes_nothing_is_not_written(published):
     before = published.read("m")
     assert operations.deploy(published, Target("m", "1"), by="ann") == before
     assert published.swaps == 0
+
+
+def test_deploying_a_version_that_failed_tries_again_and_one_that_did_not_changes_nothing(published):
+    digest = published.read("m").versions["1"].digest
+    spec = spec_of(published.read("m").versions["1"])
+    published.report("m", {"1": VersionStatus("1", "FAILED", "no memory", digest=digest)})
+    again = operations.deploy(published, Target("m", "1"), by="ann").versions["1"]
+    assert again.deploy == DeploySettings(attempt=1) and spec_of(again) != spec
+    changed = operations.deploy(published, Target("m", "1"), overrides={"num_cpus": 2}, by="ann").versions["1"]
+    assert changed.deploy == DeploySettings(num_cpus=2, attempt=1)
+    ready(published)
+    before = published.read("m")
+    assert operations.deploy(published, Target("m", "1"), DeploySettings(num_cpus=2), by="ann") == before
+
+
+def test_a_failure_of_another_artifact_is_no_reason_to_try_again(published):
+    published.report("m", {"1": VersionStatus("1", "FAILED", digest="e" * 64)})
+    before = published.read("m")
+    assert operations.deploy(published, Target("m", "1"), by="ann") == before
 
 
 def test_the_first_ready_version_takes_everything_and_later_ones_nothing(published):
