@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from cluster import changes, operations
 from cluster.artifact import Artifact
 from cluster.cli.output import emit, home_option, json_option
 from cluster.cli.session import Session, connect
-from cluster.documents import DeploySettings, ModelDocument, VersionStatus
+from cluster.documents import DeploySettings, ModelDocument, VersionStatus, spec_of
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.names import Target
 
 SERVING = ("READY", "ASLEEP")
+_UNDER_WAY = ("LOADING", "DEGRADED", *SERVING)
 _POLL_S = 0.5
 _OLD_FAILURE_S = 15.0  # a failure reported before the change counts once it has stood for so long after it
 
@@ -88,7 +90,8 @@ def deploy(
 ) -> None:
     """Have a version served, or change how it is; without a version, the newest.
 
-    What is not given stays as it is. Waits until the version is READY, or says why it FAILED.
+    What is not given stays as it is. Waits until the version is READY with it, or says why it FAILED; a version that
+    FAILED is tried again at once.
     """
     asked = Target.parse(target)
     overrides = {name: value for name, value in options.items() if value is not None}
@@ -147,16 +150,16 @@ def deploy_and_wait(
     say: Callable[[str], None],
     settings: DeploySettings | None = None,
 ) -> tuple[ModelDocument, VersionStatus | None]:
-    """Deploy, wait until READY or ASLEEP (`timeout_s` 0: do not), then give traffic as `deploy --help` says.
+    """Deploy, wait until that is READY or ASLEEP (`timeout_s` 0: do not), then give traffic as `deploy --help` says.
 
     Raises: OperatorError with the controller's reason if it FAILED, or was not READY in time.
     """
-    store = session.store
+    store, since_s = session.store, time.time()
     document = operations.deploy(store, target, settings, overrides=overrides, by=session.by, reason=reason)
     version = operations.version_of(document, target)
     if not timeout_s:
         return document, store.statuses(document.name).get(version)
-    status = wait_ready(session, document, version, timeout_s, say)
+    status = wait_ready(session, document.name, version, since_s, timeout_s, say)
     exact = Target(document.name, version=version)
     if take_traffic:
         document = operations.promote(store, exact, by=session.by, reason=reason)
@@ -169,28 +172,40 @@ def deploy_and_wait(
 
 
 def wait_ready(
-    session: Session, document: ModelDocument, version: str, timeout_s: float, say: Callable[[str], None]
+    session: Session, model: str, version: str, since_s: float, timeout_s: float, say: Callable[[str], None]
 ) -> VersionStatus:
-    """The status once the version is READY or ASLEEP. Raises: OperatorError if it FAILED or time is up."""
-    name, store = f"{document.name}:{version}", session.store
-    digest = document.record(version).digest
-    began_s, begun = time.time(), time.monotonic()
-    told = ""
+    """The status once the version is READY or ASLEEP as it is deployed now: no replica runs what was before.
+
+    Args:
+        since_s: Unix time before the change. A failure reported earlier is an old one, unless it stays.
+
+    Raises: OperatorError if it FAILED, was undeployed by somebody, or time is up.
+    """
+    name, store = f"{model}:{version}", session.store
+    begun = time.monotonic()
+    told: list[tuple[object, ...]] = []
     status: VersionStatus | None = None
-    while time.monotonic() - begun < timeout_s:
-        status = store.statuses(document.name).get(version)
-        if status is not None and status.digest in ("", digest):
-            if status.state in SERVING:
+    while (waited_s := time.monotonic() - begun) < timeout_s:
+        record = store.read(model).record(version)
+        if record.deploy is None:
+            raise OperatorError(f"{name} was undeployed meanwhile (prism history {model})")
+        spec, status = spec_of(record), store.statuses(model).get(version)
+        if status is not None and status.digest in ("", record.digest):
+            if status.state in SERVING and status.spec == spec:
                 return status
-            waited_s = time.monotonic() - begun
-            if status.state == "FAILED" and (status.at_s >= began_s - 1.0 or waited_s > _OLD_FAILURE_S):
+            known = status.spec == spec or status.at_s >= since_s or waited_s > _OLD_FAILURE_S
+            if status.state == "FAILED" and known:
                 raise OperatorError(f"{name} FAILED: {status.reason or 'no reason was reported'}")
-            line = f"{name} {_described(status)}"
-            if line != told and status.state in ("LOADING", "DEGRADED"):
-                say(line)
-                told = line
-        store.wait(min(_POLL_S, max(0.0, timeout_s - (time.monotonic() - begun))))
+            progress = (status.state, status.replicas, status.target_replicas, status.reason)
+            if progress not in told and status.state in _UNDER_WAY:
+                said = any(status.reason == reason for *_, reason in told)
+                changing = "; being changed" if status.state in SERVING else ""
+                say(f"{name} {_described(replace(status, reason='') if said else status)}{changing}")
+                told.append(progress)
+        store.wait(min(_POLL_S, max(0.0, timeout_s - waited_s)))
     found = _described(status) if status is not None else "unknown to the controller"
+    if status is not None and status.state in SERVING:
+        found += ", but not yet with these settings everywhere"
     raise OperatorError(
         f"{name} was not READY within {timeout_s:g} s: {found}; the controller goes on, see prism status"
     )

@@ -6,34 +6,55 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cluster import operations
 from cluster.artifacts_store import ArtifactStore
 from cluster.cli.main import COMMANDS, cli, main
 from cluster.cli.serve import model_name
 from cluster.cli.session import Session
 from cluster.cli.up import merged
-from cluster.documents import VersionStatus
+from cluster.documents import VersionStatus, spec_of
 from cluster.errors import InvalidRequest, ModelNotFound, OperatorError, ServingError
+from cluster.names import Target
 from cluster.settings import Boot, HttpSettings, Settings
 from cluster.store.memory import MemoryStore
 from onnx_models import mlp_artifact
 
 
 class ReadyStore(MemoryStore):
-    """A memory store with a controller that reports the same state for whatever is deployed."""
+    """A memory store with a controller that reports the same state for whatever is deployed.
+
+    With `reports`, it reports these instead, one a look, and then the last one again and again.
+    """
 
     state, reason = "READY", ""
 
+    def __init__(self):
+        super().__init__()
+        self.reports = []
+
     def statuses(self, model):
+        report = {"state": self.state, "reason": self.reason}
+        if self.reports:
+            report |= self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
         return {
             version: VersionStatus(
-                version, self.state, self.reason, 1, 1, self.state == "READY", record.digest, at_s=4e9
+                **{
+                    "version": version,
+                    "replicas": 1,
+                    "target_replicas": 1,
+                    "ready_once": report["state"] == "READY",
+                    "digest": record.digest,
+                    "spec": spec_of(record),
+                    "at_s": 4e9,
+                }
+                | report
             )
             for version, record in self.read(model).versions.items()
             if record.deploy is not None
         }
 
-    def close(self):
-        pass
+    def wait(self, timeout_s):
+        return super().wait(min(timeout_s, 0.001))
 
 
 @pytest.fixture
@@ -103,6 +124,44 @@ def test_a_version_that_never_gets_ready_is_given_up_in_time(prism, published, s
     session.store.state = "LOADING"
     with pytest.raises(OperatorError, match=r"not READY within 0\.01 s: is LOADING"):
         prism("deploy", "m:1", "--timeout", "0.01")
+
+
+def test_a_deploy_waits_until_no_replica_runs_what_was_before(prism, published, session):
+    prism("deploy", "m:1")
+    session.store.reports = [{"spec": ""}, {"spec": ""}, {"state": "LOADING", "spec": ""}, {"replicas": 4}]
+    assert prism("deploy", "m:1", "--max", "5")["replicas"] == 4
+    session.store.reports = [{"spec": ""}]
+    with pytest.raises(OperatorError, match="is READY, 1 of 1 replicas, but not yet with these settings everywhere"):
+        prism("deploy", "m:1", "--max", "6", "--timeout", "0.01")
+
+
+def test_a_deploy_tells_how_far_it_is_and_each_reason_once(published, session):
+    session.store.reports = [
+        {"state": "DEGRADED", "reason": "no memory", "spec": "", "replicas": 1, "target_replicas": 2},
+        {"state": "DEGRADED", "reason": "no memory", "spec": "", "replicas": 1, "target_replicas": 2},
+        {"state": "DEGRADED", "reason": "no memory", "spec": "", "replicas": 0, "target_replicas": 2},
+        {"spec": "", "replicas": 1, "target_replicas": 2},
+        {"replicas": 2, "target_replicas": 2},
+    ]
+    told = CliRunner().invoke(cli, ["deploy", "m:1", "--no-traffic"], obj=session).stdout.splitlines()
+    assert told == [
+        "m:1 is DEGRADED, 1 of 2 replicas: no memory",
+        "m:1 is DEGRADED, 0 of 2 replicas",
+        "m:1 is READY, 1 of 2 replicas; being changed",
+        "m:1 is READY, 2 of 2 replicas",
+    ]
+
+
+def test_a_failure_from_before_the_deploy_is_not_its_own(prism, published, session):
+    session.store.reports = [{"state": "FAILED", "reason": "old", "spec": "", "at_s": 1.0}, {}]
+    assert prism("deploy", "m:1")["state"] == "READY"
+
+
+def test_a_version_undeployed_by_somebody_is_not_waited_for(prism, published, session):
+    session.store.reports = [{"spec": ""}]
+    session.store.wait = lambda _: operations.undeploy(session.store, Target("m", "1"), by="bob")
+    with pytest.raises(OperatorError, match="was undeployed meanwhile"):
+        prism("deploy", "m:1")
 
 
 def test_no_wait_returns_while_it_is_loading(prism, published, session):
