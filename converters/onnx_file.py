@@ -19,7 +19,7 @@ from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
-from converters.onnx_runtime import brief
+from converters.onnx_failures import brief
 from converters.proof import reference_from
 from converters.samples import cases_for
 

@@ -25,8 +25,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from cluster.errors import ConversionFailed, InvalidRequest
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
+from converters.onnx_failures import brief
 from converters.onnx_file import INLINE_BYTES, MODEL_FILE
-from converters.onnx_runtime import brief
 from converters.samples import calibration_calls
 
 

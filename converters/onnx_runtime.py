@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from cluster.artifact import Artifact
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
+from converters.onnx_failures import brief, failure_of
 from converters.runtime import Arrays
 
 # ONNX Runtime's spelling of tensor types -> the protocol's
@@ -35,9 +34,6 @@ DTYPE_OF = {
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-_MESSAGE_CHARS = 400
-_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-
 
 class OnnxRuntime:
     """One `InferenceSession` behind the signature it serves."""
@@ -49,6 +45,9 @@ class OnnxRuntime:
         self._output_names = [spec.name for spec in signature.outputs]
         self._text_inputs = [i for i, spec in enumerate(signature.inputs) if spec.dtype == "BYTES"]
         self._text_outputs = [i for i, spec in enumerate(signature.outputs) if spec.dtype == "BYTES"]
+
+        # Sizes that a client chose can move values between the rows and another dimension.
+        self._row_guard = signature.batched and any(ANY in spec.shape[1:] for spec in signature.inputs)
 
     @property
     def signature(self) -> Signature:
@@ -68,13 +67,21 @@ class OnnxRuntime:
             )
         try:
             outputs = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
-        except status.InvalidArgument as error:
-            raise InvalidRequest(f"the model refuses these inputs: {brief(error)}") from None
         except Exception as error:
-            raise EngineFailed(f"ONNX Runtime: {brief(error)}") from None
+            raise failure_of(error) from None
+        if self._row_guard:
+            self._check_rows(inputs[0].shape[0], outputs)
         for i in self._text_outputs:
             outputs[i] = _bytes(outputs[i])
         return tuple(outputs)
+
+    def _check_rows(self, rows: int, outputs: Sequence[np.ndarray]) -> None:
+        for name, array in zip(self._output_names, outputs, strict=True):
+            if array.shape[:1] != (rows,):
+                raise InvalidRequest(
+                    f"the model refuses these inputs: from {rows} rows of these sizes it makes {name} of shape "
+                    f"{list(array.shape)}"
+                )
 
 
 def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> OnnxRuntime:
@@ -138,12 +145,6 @@ def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
         shape = tuple(d if isinstance(d, int) and d >= 0 else ANY for d in node.shape)
         specs.append(TensorSpec(node.name, dtype, shape))
     return tuple(specs)
-
-
-def brief(error: BaseException) -> str:
-    """An error's message on one line, without ONNX Runtime's prefix, cut to a length that may be shown."""
-    text = _PREFIX.sub("", " ".join(str(error).split()))
-    return text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + "..."
 
 
 def _texts(array: np.ndarray, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cluster.errors import ConversionFailed
-from converters.onnx_runtime import brief
+from converters.onnx_failures import brief
 
 MAX_ARCHIVE_BYTES = 64 << 30
 MAX_GRAPH_BYTES = 1 << 30

@@ -43,8 +43,8 @@ class Runtime(Protocol):
             One C-contiguous array per signature output; BYTES are object arrays of bytes.
 
         Raises:
-            InvalidRequest: The runtime found the inputs' values or shapes wrong.
-            EngineFailed: Anything else went wrong while computing.
+            InvalidRequest: The model cannot take the inputs' values or sizes.
+            EngineFailed: Anything else went wrong while computing: memory, the device, a missing kernel.
         """
 
 

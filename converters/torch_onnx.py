@@ -22,9 +22,9 @@ import torch
 from cluster.errors import ConversionFailed
 from converters.candidate import Candidate, Case, Options, Say
 from converters.formats import Format
+from converters.onnx_failures import brief
 from converters.onnx_file import INLINE_BYTES, MODEL_FILE, check
 from converters.onnx_names import drop_traces, name_dimensions, name_interface
-from converters.onnx_runtime import brief
 from converters.samples import cases_for, take
 from converters.torch_calls import ROWS, TorchCall, of_module, of_program
 from converters.torch_source import load_module

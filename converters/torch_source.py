@@ -18,7 +18,7 @@ import torch
 
 from cluster.errors import ConversionFailed, InvalidRequest
 from converters.candidate import Options
-from converters.onnx_runtime import brief
+from converters.onnx_failures import brief
 
 MAX_WEIGHT_BYTES = 64 << 30
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put weights beside other things
