@@ -1,4 +1,4 @@
-"""`prism publish`, `prism deploy` and `prism undeploy`."""
+"""`prism publish`, `deploy`, `scale`, `undeploy`, `unpublish` and `remove`: a version from its first day to its last."""
 
 from __future__ import annotations
 
@@ -128,6 +128,66 @@ def undeploy(target: str, force: bool, reason: str, home: Path, as_json: bool) -
         document = operations.undeploy(session.store, asked, force=force, by=session.by, reason=reason)
         facts = {"model": document.name, "version": named, "revision": document.revision}
         emit(facts, as_json, f"{document.name}:{named} is undeployed; it finishes what it has begun")
+
+
+@click.command(epilog="Example: prism scale flowers:2 --min 2 --max 8")
+@click.argument("target", metavar="MODEL:VERSION")
+@click.option("--min", "min_replicas", type=int, help="Fewest replicas; 0: asleep until a request comes.")
+@click.option("--max", "max_replicas", type=int, help="Most replicas.")
+@reason_option
+@home_option
+@json_option
+def scale(
+    target: str, min_replicas: int | None, max_replicas: int | None, reason: str, home: Path, as_json: bool
+) -> None:
+    """Change how many replicas a deployed version may have. Returns at once; the controller goes on."""
+    if min_replicas is None and max_replicas is None:
+        raise click.UsageError("give --min, --max or both")
+    asked = Target.parse(target)
+    with connect(home) as session:
+        document = operations.scale(
+            session.store, asked, min_replicas=min_replicas, max_replicas=max_replicas, by=session.by, reason=reason
+        )
+        version = operations.version_of(document, asked)
+        bounds = document.record(version).deploy
+        assert bounds is not None
+        facts = {
+            "model": document.name,
+            "version": version,
+            "min_replicas": bounds.min_replicas,
+            "max_replicas": bounds.max_replicas,
+            "revision": document.revision,
+        }
+        text = f"{document.name}:{version} has {bounds.min_replicas} to {bounds.max_replicas} replicas"
+        emit(facts, as_json, text)
+
+
+@click.command(epilog="Example: prism unpublish flowers:1")
+@click.argument("target", metavar="MODEL:VERSION")
+@reason_option
+@home_option
+@json_option
+def unpublish(target: str, reason: str, home: Path, as_json: bool) -> None:
+    """Forget a version that is neither deployed nor labelled. Its number is not used again, its artifact is kept."""
+    asked = Target.parse(target)
+    with connect(home) as session:
+        named = operations.version_of(session.store.read(asked.model), asked)
+        document = operations.unpublish(session.store, asked, by=session.by, reason=reason)
+        facts = {"model": document.name, "version": named, "revision": document.revision}
+        emit(facts, as_json, f"{document.name}:{named} is no longer published")
+
+
+@click.command(epilog="Example: prism remove flowers --reason 'nobody asks for it'")
+@click.argument("model")
+@click.option("--force", is_flag=True, help="Also while a version is deployed, whatever traffic it has.")
+@reason_option
+@home_option
+@json_option
+def remove(model: str, force: bool, reason: str, home: Path, as_json: bool) -> None:
+    """Remove MODEL with all its versions. Its history and its artifacts are kept."""
+    with connect(home) as session:
+        operations.remove_model(session.store, model, force=force, by=session.by, reason=reason)
+        emit({"model": model, "removed": True}, as_json, f"{model} is removed")
 
 
 def read_artifact(path: Path) -> Artifact:

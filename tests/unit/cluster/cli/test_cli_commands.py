@@ -12,8 +12,8 @@ from cluster.cli.main import COMMANDS, cli, main
 from cluster.cli.serve import model_name
 from cluster.cli.session import Session
 from cluster.cli.up import merged
-from cluster.documents import VersionStatus, spec_of
-from cluster.errors import InvalidRequest, ModelNotFound, OperatorError, ServingError
+from cluster.documents import DeploySettings, VersionStatus, spec_of
+from cluster.errors import Conflict, InvalidRequest, ModelNotFound, OperatorError, ServingError
 from cluster.names import Target
 from cluster.settings import Boot, HttpSettings, Settings
 from cluster.store.memory import MemoryStore
@@ -214,6 +214,31 @@ def test_undeploy_without_a_version_means_the_same_as_the_document_says(prism, p
     prism("deploy", "m:2")
     assert prism("undeploy", "m:2")["version"] == "2"
     assert session.store.read("m").versions["2"].deploy is None
+
+
+def test_scale_changes_only_the_bound_it_names(prism, published, session):
+    prism("deploy", "m:1", "--max", "3", "--queue-rows", "2048")
+    facts = prism("scale", "m:1", "--min", "2", "--reason", "noon")
+    assert (facts["min_replicas"], facts["max_replicas"]) == (2, 3)
+    assert session.store.read("m").versions["1"].deploy == DeploySettings(2, 3, max_queue_rows=2048)
+    assert session.store.history("m", 1)[0].reason == "noon"
+    assert CliRunner().invoke(cli, ["scale", "m:1"], obj=session).exit_code == 2
+
+
+def test_a_version_that_is_not_needed_is_unpublished_and_one_that_is_deployed_is_not(prism, published, session):
+    prism("deploy", "m:1")
+    with pytest.raises(Conflict, match="undeploy it first"):
+        prism("unpublish", "m:1")
+    assert prism("unpublish", "m:2")["version"] == "2"
+    assert set(session.store.read("m").versions) == {"1"}
+
+
+def test_a_model_is_removed_and_by_force_also_while_it_is_deployed(prism, published, session):
+    prism("deploy", "m:1")
+    with pytest.raises(Conflict, match="--force"):
+        prism("remove", "m")
+    assert prism("remove", "m", "--force", "--reason", "over") == {"model": "m", "removed": True}
+    assert session.store.models() == () and session.store.history("m", 1)[0].reason == "over"
 
 
 def test_status_shows_every_model_and_never_the_stores_password(prism, published, session):
