@@ -22,6 +22,7 @@ from deployments.wire.strings import decode_strings, encode_strings
 
 _OPENING = re.compile(rb"[\[ \t\r\n]*")
 _EMPTY = re.compile(rb"[\[\], \t\r\n]*\Z")
+_FEW = 4096  # so many values more than the shape has are decoded before they are refused
 _MAX_DEPTH = 32  # decoders are kept per nesting depth
 
 _KINDS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float, "O": str}
@@ -44,6 +45,9 @@ def tensor_from_json(raw: Buffer, spec: TensorSpec, shape: tuple[int, ...], fiel
         return b""
     if depth not in (1, len(shape)) or depth > _MAX_DEPTH:
         raise InvalidRequest(f"{field}: expected a flat list or one nested like {list(shape)}, got {depth} levels")
+    found = _values(text, spec)
+    if found > max(count, _FEW):
+        raise InvalidRequest(f"{field}: {list(shape)} needs {count} values, got at least {found}")
     values = _decode(text, np.dtype(spec.numpy).kind, depth, field)
     array = _array(values, spec, field)
     expected = (count,) if depth == 1 else shape
@@ -66,6 +70,15 @@ def values_for_json(data: Buffer, spec: TensorSpec, shape: tuple[int, ...]) -> A
         raise InvalidRequest(
             f"outputs.{spec.name}: has elements that are not UTF-8; ask for it with binary_data"
         ) from None
+
+
+def _values(text: bytes, spec: TensorSpec) -> int:
+    """How many values there are in a list without empty lists in it; of text perhaps fewer than there are, never
+    less than half.
+    """
+    if spec.dtype == "BYTES":
+        return (text.count(b'"') - text.count(b'\\"')) // 2
+    return text.count(b",") + 1
 
 
 def _decode(text: bytes, kind: str, depth: int, field: str) -> Any:

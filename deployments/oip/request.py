@@ -22,16 +22,26 @@ from deployments.oip.response import OutputPlan, Wanted
 
 MAX_JSON_BYTES = 16 << 20  # parsing blocks the event loop: some 10 ns a byte
 
+# These two take the event loop some 0.1 s; binary tensors of numbers are only bounded by the body.
+MAX_JSON_VALUES = 1 << 19
+MAX_STRINGS = 1 << 17
+
 _LENGTH = struct.Struct("<I")
 _MAX_DIMENSION = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a gateway accepts in one request. `max_json_bytes` bounds JSON, tensors written as JSON included."""
+    """What a gateway accepts in one request. `max_json_bytes` bounds JSON, tensors written as JSON included.
+
+    `max_json_values` are numbers and booleans of tensors written as JSON, `max_strings` elements of BYTES tensors in
+    either form; all tensors of a request together.
+    """
 
     max_json_bytes: int = MAX_JSON_BYTES
     max_json_depth: int = 100
+    max_json_values: int = MAX_JSON_VALUES
+    max_strings: int = MAX_STRINGS
     max_tensors: int = 256
     max_deadline_s: float = 300.0
 
@@ -83,6 +93,7 @@ def template_of(
         shapes.append(shape)
     if signature.batched and not 1 <= rows <= signature.max_rows:
         raise InvalidRequest(f"inputs[0].shape: expected 1 to {signature.max_rows} rows, got {rows}")
+    _check_counts(inputs, places, shapes, signature, limits)
     order = {spec.name: n for n, spec in enumerate(signature.inputs)}
     at = 0
     for i, tensor in enumerate(inputs):  # binary tensors lie behind the header in the order of `inputs`
@@ -155,14 +166,36 @@ def check_elements(data: memoryview, spec: TensorSpec, shape: tuple[int, ...], f
     if count * _LENGTH.size > end:
         raise InvalidRequest(f"{field}: {list(shape)} needs {count} elements of at least 4 bytes, got {end} bytes")
     at = 0
+    length_of = _LENGTH.unpack_from
     for i in range(count):
-        if end - at < _LENGTH.size:
+        if end - at < 4:
             raise InvalidRequest(f"{field}: ends within the length of element {i} of {count}")
-        at += _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
+        at += 4 + length_of(data, at)[0]
         if at > end:
             raise InvalidRequest(f"{field}: element {i} of {count} ends {at - end} bytes behind the tensor")
     if at != end:
         raise InvalidRequest(f"{field}: {end - at} bytes follow the last of {count} elements")
+
+
+def _check_counts(
+    inputs: list[InputHeader],
+    places: Mapping[str, int],
+    shapes: list[tuple[int, ...]],
+    signature: Signature,
+    limits: Limits,
+) -> None:
+    """Raises: TooLarge if there are more single values to look at than the limits allow."""
+    values = strings = 0
+    for spec, shape in zip(signature.inputs, shapes, strict=True):
+        if spec.dtype == "BYTES":
+            strings += prod(shape)
+        elif "binary_data_size" not in inputs[places[spec.name]].parameters:
+            values += prod(shape)
+    if strings > limits.max_strings:
+        raise TooLarge(f"inputs: at most {limits.max_strings} BYTES elements are accepted, got {strings}")
+    if values > limits.max_json_values:
+        most = limits.max_json_values
+        raise TooLarge(f"inputs: at most {most} values are accepted as JSON, got {values}; send binary tensor data")
 
 
 def _places(inputs: list[InputHeader], signature: Signature) -> dict[str, int]:

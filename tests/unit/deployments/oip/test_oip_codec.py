@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cluster.errors import InvalidRequest, ServingError, TooLarge
 from cluster.tensors import ANY, DTYPES, Signature, TensorSpec
 from deployments.call import BATCH, INTERACTIVE, TensorAnswer
 from deployments.oip.codec import InferCodec
+from deployments.oip.json_tensors import tensor_from_json
 from deployments.oip.request import Limits
 from deployments.wire.strings import decode_strings, encode_strings
 
@@ -446,3 +448,55 @@ def test_what_is_remembered_changes_no_answer_and_stays_small() -> None:
             request, _ = ONE.decode(head + values.tobytes(), len(head), 0.0)
             assert floats(request.data[0]) == values.tolist() and request.deadline_s == approx((n + 1) / 1e6)
     assert len(ONE._templates) <= 64
+
+
+def test_single_values_of_all_tensors_together_are_bounded() -> None:
+    signature = Signature(
+        (
+            TensorSpec("s", "BYTES", (ANY, ANY)),
+            TensorSpec("t", "BYTES", (ANY, ANY)),
+            TensorSpec("x", "INT8", (ANY, ANY)),
+        ),
+        (TensorSpec("y", "FP32", (ANY, 2)),),
+        True,
+        8,
+    )
+    record = VersionRecord("3", "u", "d", signature, "onnx", "fp32", 1, 0.0, deploy=DeploySettings())
+    codec = InferCodec("m", record, Limits(max_strings=4, max_json_values=5))
+
+    def request(strings: int, values: int, binary: bool = False) -> tuple[bytes, int | None]:
+        text: dict[str, Any] = {"name": "s", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]}
+        more = text | {"name": "t", "shape": [1, strings - 2], "data": ["c"] * (strings - 2)}
+        numbers: dict[str, Any] = {"name": "x", "datatype": "INT8", "shape": [1, values], "data": [1] * values}
+        tail = b""
+        if binary:
+            more = {k: v for k, v in more.items() if k != "data"} | {
+                "parameters": {"binary_data_size": 4 * (strings - 2)}
+            }
+            numbers = {k: v for k, v in numbers.items() if k != "data"} | {"parameters": {"binary_data_size": values}}
+            tail = bytes(4 * (strings - 2) + values)
+        head = as_json(text, more, numbers)
+        return head + tail, len(head) if binary else None
+
+    for binary in (False, True):
+        codec.decode(*request(4, 5, binary), 0.0)
+        with pytest.raises(TooLarge, match="at most 4 BYTES elements are accepted, got 5"):
+            codec.decode(*request(5, 5, binary), 0.0)
+    codec.decode(*request(4, 6, binary=True), 0.0)
+    with pytest.raises(TooLarge, match="at most 5 values are accepted as JSON, got 6"):
+        codec.decode(*request(4, 6), 0.0)
+
+
+def test_a_list_much_longer_than_its_shape_is_refused_before_it_is_decoded() -> None:
+    nonsense = b"[" + b"x," * 9999 + b"1]"  # not JSON: decoding it would say so
+    spec = TensorSpec("x", "FP32", (ANY, 3))
+    with pytest.raises(InvalidRequest, match=r"f: \[1, 3\] needs 3 values, got at least 10000"):
+        tensor_from_json(nonsense, spec, (1, 3), "f")
+    with pytest.raises(InvalidRequest, match="needs 3 values, got at least 9999"):
+        tensor_from_json(b"[" + b'"\\"\\"",' * 9999 + b"]", replace(spec, dtype="BYTES"), (1, 3), "f")
+
+
+def test_commas_and_quotes_in_text_are_no_values() -> None:
+    text = json.dumps([',"' * 20_000, "\\" * 9999]).encode()
+    data = tensor_from_json(text, TensorSpec("x", "BYTES", (ANY, 2)), (1, 2), "f")
+    assert decode_strings(data, 2).tolist() == [b',"' * 20_000, b"\\" * 9999]
