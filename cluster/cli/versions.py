@@ -1,4 +1,4 @@
-"""`prism publish`, `deploy`, `scale`, `undeploy`, `unpublish` and `remove`: a version from its first day to its last."""
+"""`prism publish`, `deploy`, `scale`, `undeploy`, `unpublish` and `remove`: a version from first to last."""
 
 from __future__ import annotations
 

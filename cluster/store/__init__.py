@@ -30,9 +30,10 @@ class VersionStore(Protocol):
     def read(self, model: str) -> ModelDocument:
         """The current document, carrying its revision and epoch. Raises: ModelNotFound."""
 
-    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "") -> ModelDocument:
+    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "", *, above: int = 0) -> ModelDocument:
         """Store `new` if `new.revision` is still the current one (0: the model must not exist yet).
 
+        Its revision will be the next one that is greater than `above` too: the number that readers may know of.
         Returns the document with its new revision. Appends to the audit stream and wakes `wait` in the same step.
         Raises: StaleRevision (message shows what the other writer did), and then nothing was written.
         """
@@ -52,6 +53,15 @@ class VersionStore(Protocol):
 
     def report(self, model: str, statuses: dict[str, VersionStatus]) -> None:
         """Replace the model's reported statuses. A report of a model that was removed meanwhile is dropped."""
+
+    def sanctioned(self) -> int:
+        """The mark of the last `sanction`; 0 if there never was one."""
+
+    def sanction(self) -> int:
+        """Have every reader take the store as it is now for true, whatever data set or revisions it knew before.
+
+        Returns the new mark, greater than every earlier one, also of another data set. Wakes `wait`.
+        """
 
     def wait(self, timeout_s: float) -> bool:
         """Block until something was committed (True) or `timeout_s` passed (False). A hint: it may miss a change."""

@@ -2,7 +2,7 @@
 --
 -- KEYS  model hash, audit stream, statuses hash (one hash tag, so one slot)
 -- ARGV  revision expected (0: there must be no document), epoch, document (empty: remove), operation, by, reason,
---       request id, audit entries to keep, channel, model
+--       request id, audit entries to keep, channel, model, number that the new revision must be above
 -- Returns {1, revision} if it was written, else {0, revision, fields of the latest audit entry or nil}.
 local model = redis.call('HMGET', KEYS[1], 'revision', 'document', 'epoch')
 local revision = tonumber(model[1] or '0')
@@ -25,9 +25,9 @@ if current ~= tonumber(ARGV[1]) or (model[3] and model[3] ~= ARGV[2]) then
 end
 
 local document = ARGV[3]
-revision = revision + 1
+revision = math.max(revision, tonumber(ARGV[11])) + 1
 if document == '' then
-  if not model[2] then return {0, revision - 1, false} end
+  if not model[2] then return {0, tonumber(model[1] or '0'), false} end
   document = model[2]
   redis.call('HDEL', KEYS[1], 'document')
   redis.call('DEL', KEYS[3])

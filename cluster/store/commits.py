@@ -45,6 +45,12 @@ def unpack(kept: bytes, revision: int, epoch: str) -> ModelDocument:
     return replace(decode_document(raw), revision=revision, epoch=epoch)
 
 
+def next_mark(last: int, now_s: float) -> int:
+    """The mark of a sanction after `last`: Unix time in microseconds, so that it is greater also where `last` was lost
+    with the data set that held it."""
+    return max(last + 1, int(now_s * 1e6))
+
+
 def check_texts(operation: str, by: str, reason: str) -> None:
     """Raises: InvalidRequest, naming the text that is missing or too long."""
     if not operation:

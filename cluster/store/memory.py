@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from cluster.documents import AuditEntry, ModelDocument, VersionStatus
 from cluster.errors import ModelNotFound
 from cluster.names import check_model
-from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, pack, unpack
+from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, next_mark, pack, unpack
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class MemoryStore:
         self._epoch = uuid.uuid4().hex
         self._models: dict[str, _Model] = {}
         self._changed = threading.Condition()
+        self._mark = 0
         self._commits = 0
         self._seen = 0
 
@@ -61,12 +62,12 @@ class MemoryStore:
                 raise ModelNotFound(f"there is no model {model!r}")
             return unpack(found.kept, found.revision, self._epoch)
 
-    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "") -> ModelDocument:
+    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "", *, above: int = 0) -> ModelDocument:
         check_texts(operation, by, reason)
         kept = pack(new)
         with self._changed:
             model = self._current(new)
-            self._commit(model, kept, operation, by, reason)
+            self._commit(model, kept, operation, by, reason, above)
             model.kept = kept
             self._models[new.name] = model
             return unpack(kept, model.revision, self._epoch)
@@ -100,6 +101,16 @@ class MemoryStore:
             if found is not None and found.kept is not None:
                 found.statuses = dict(statuses)
 
+    def sanctioned(self) -> int:
+        return self._mark
+
+    def sanction(self) -> int:
+        with self._changed:
+            self._mark = next_mark(self._mark, self._now())
+            self._commits += 1
+            self._changed.notify_all()
+            return self._mark
+
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
             seen = self._seen
@@ -118,8 +129,8 @@ class MemoryStore:
             raise lost_race(document.name, document.revision, self._last(model), document)
         return model
 
-    def _commit(self, model: _Model, kept: bytes, operation: str, by: str, reason: str) -> None:
-        model.revision += 1
+    def _commit(self, model: _Model, kept: bytes, operation: str, by: str, reason: str, above: int = 0) -> None:
+        model.revision = max(model.revision, above) + 1
         model.audit.append(_Entry(model.revision, operation, by, self._now(), reason, kept))
         self._commits += 1
         self._changed.notify_all()

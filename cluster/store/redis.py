@@ -1,6 +1,7 @@
 """The version store in Redis or Valkey (6.2 or later).
 
     prism:epoch              string  identity of this data set
+    prism:sanction           string  the mark of the last sanction (none: never)
     prism:models             set     names ever used
     prism:{model}:document   hash    revision, epoch, document (none: removed)
     prism:{model}:statuses   hash    version -> what the controller reported
@@ -27,11 +28,11 @@ from redis.retry import Retry
 from cluster.documents import AuditEntry, ModelDocument, VersionStatus, decode_status, encode
 from cluster.errors import InvalidRequest, ModelNotFound, ServingError, StoreUnavailable
 from cluster.names import check_model
-from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, pack, unpack
+from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, next_mark, pack, unpack
 from cluster.store.hints import Hints
 from cluster.store.url import redacted
 
-EPOCH, MODELS, CHANNEL = "prism:epoch", "prism:models", "prism:commits"
+EPOCH, SANCTION, MODELS, CHANNEL = "prism:epoch", "prism:sanction", "prism:models", "prism:commits"
 
 
 class RedisStore:
@@ -95,14 +96,14 @@ class RedisStore:
             raise ModelNotFound(f"there is no model {model!r}")
         return unpack(kept, int(revision), epoch.decode())
 
-    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "") -> ModelDocument:
+    def swap(self, new: ModelDocument, operation: str, by: str, reason: str = "", *, above: int = 0) -> ModelDocument:
         check_texts(operation, by, reason)
         kept = pack(new)
         epoch = new.epoch or self.epoch()
         if new.revision == 0:
             with self._answering():
                 self._redis.sadd(MODELS, new.name)
-        revision = self._commit(new, epoch, kept, operation, by, reason)
+        revision = self._commit(new, epoch, kept, operation, by, reason, above)
         return unpack(kept, revision, epoch)
 
     def remove(self, document: ModelDocument, by: str, reason: str = "") -> None:
@@ -131,6 +132,18 @@ class RedisStore:
         with self._answering():
             self._report_script(keys=[_key(model, "document"), _key(model, "statuses")], args=arguments)
 
+    def sanctioned(self) -> int:
+        with self._answering():
+            return int(self._redis.get(SANCTION) or 0)
+
+    def sanction(self) -> int:
+        with self._answering():
+            seconds, microseconds = self._redis.time()
+            mark = next_mark(int(self._redis.get(SANCTION) or 0), seconds + microseconds / 1e6)
+            self._redis.set(SANCTION, mark)
+            self._redis.publish(CHANNEL, f"sanction {mark}")
+        return mark
+
     def wait(self, timeout_s: float) -> bool:
         """As the interface says. While the store cannot be reached, False after `timeout_s`; True when it is back."""
         return self._hints.wait(timeout_s)
@@ -157,12 +170,14 @@ class RedisStore:
         self._hints.close()
         self._redis.close()
 
-    def _commit(self, document: ModelDocument, epoch: str, kept: bytes, operation: str, by: str, reason: str) -> int:
+    def _commit(
+        self, document: ModelDocument, epoch: str, kept: bytes, operation: str, by: str, reason: str, above: int = 0
+    ) -> int:
         """The revision that was written. Raises: StaleRevision."""
         name = document.name
         keys = [_key(name, part) for part in ("document", "audit", "statuses")]
         request = uuid.uuid4().hex
-        arguments = [document.revision, epoch, kept, operation, by, reason, request, KEPT_HISTORY, CHANNEL, name]
+        arguments = [document.revision, epoch, kept, operation, by, reason, request, KEPT_HISTORY, CHANNEL, name, above]
         with self._answering("; whether the change was written is not known, look before repeating it"):
             written, revision, *last = self._commit_script(keys=keys, args=arguments)
         if written:

@@ -286,6 +286,24 @@ def test_of_many_who_make_the_same_model_one_does(store, model):
     assert [entry.by for entry in store.history(model)] == made
 
 
+def test_a_revision_may_be_asked_to_be_above_a_number(store, model):
+    first = store.swap(document(model), "restore", "ann", above=7)
+    assert first == document(model, revision=8, epoch=store.epoch())
+    assert store.swap(first, "restore", "ann", above=3).revision == 9
+    assert [entry.revision for entry in store.history(model)] == [9, 8]
+    assert store.revisions()[model] == 9
+
+
+def test_every_sanction_has_a_greater_mark_and_wakes_who_waits(store):
+    before = store.sanctioned()
+    store.wait(0.5)
+    first = store.sanction()
+    assert store.wait(5) is True
+    second = store.sanction()
+    assert before < first < second == store.sanctioned()
+    assert abs(first / 1e6 - time.time()) < 5
+
+
 def test_wait_returns_false_when_nothing_happens(store):
     store.wait(0.5)  # whatever happened before
     began_s = time.monotonic()
