@@ -3,63 +3,57 @@
 The store may be gone, or come back empty or older than it was. What was read last is kept in memory and in a file, so
 that a reader that starts while the store is down has something to go by. A change is believed only from the same data
 set (epoch) and with a greater revision, and a removal only if the store's history tells of it. Anything else means
-that the store has lost data: then nothing at all is applied, and `regressed` says why, until the store is repaired
-or `adopt` is called.
+that the store has lost data: then nothing at all is applied, and `regressed` says why, until the store is repaired or
+an operator has sanctioned it as it is. Each sanction is heeded once: its mark is kept with what was read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-import msgspec
-
-from cluster.documents import SCHEMA_VERSION, ModelDocument, decode_document, encode
+from cluster.documents import ModelDocument
 from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
 from cluster.store import VersionStore
 from cluster.store.commits import REMOVE
+from cluster.store.kept import Kept, read_kept, write_kept
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a poll applied, as names of models; true if that is anything."""
+    """What a poll applied, as names of models; true if that is anything.
+
+    `adopted`: a new sanction was heeded, so the store may know nothing of what was written to it before.
+    """
 
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    adopted: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.removed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """What the file holds, after a line with its SHA-256."""
-
-    epoch: str
-    at_s: float
-    documents: list[str]
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True, slots=True)
 class _News:
-    """What one look at the store found. `lost` says why it can not be believed."""
+    """What one look at the store found in its data set `epoch`.
 
+    `lost` says why it cannot be believed. With a `mark`, `documents` are all there are, else those that changed.
+    """
+
+    epoch: str = ""
     documents: dict[str, ModelDocument] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
     lost: str = ""
+    mark: int = 0
 
 
 class Follower:
@@ -68,7 +62,7 @@ class Follower:
     `poll` may be called from any thread, one at a time does its work. Everything else only reads what it left.
 
     Args:
-        now: Wall clock seconds, because the age of what the file holds outlives a process.
+        now: Unix time, for the file.
     """
 
     def __init__(self, store: VersionStore, file: Path | None, now: Callable[[], float] = time.time) -> None:
@@ -78,7 +72,7 @@ class Follower:
         self._lock = threading.Lock()
         self._documents: Mapping[str, ModelDocument] = MappingProxyType({})
         self._epoch = ""
-        self._at_s = -math.inf
+        self._mark = 0
         self._started = False
         self._unsaved = False
         self._up = False
@@ -94,11 +88,6 @@ class Follower:
     def up(self) -> bool:
         """Whether the store answered the last poll."""
         return self._up
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the store last confirmed `documents`; infinite if it never has."""
-        return max(0.0, self._now() - self._at_s)
 
     @property
     def regressed(self) -> str:
@@ -125,31 +114,14 @@ class Follower:
             if not self._started:
                 self._load()
                 self._started = True
+            mark = self._mark
             self._look()
             self._save()
-            return _difference(before, self._documents)
-
-    def adopt(self) -> Changes:
-        """Take the store as it is now for true, whatever was known before. Raises: StoreUnavailable."""
-        with self._lock:
-            before = self._documents
-            epoch = self._store.epoch()
-            news = self._read({}, epoch)
-            if news.lost:
-                raise StoreUnavailable(f"the version store changed while it was read: {news.lost}")
-            self._started = True
-            self._epoch = epoch
-            self._apply({}, news)
-            self._save()
-            return _difference(before, self._documents)
+            return _difference(before, self._documents, adopted=self._mark > mark)
 
     def _look(self) -> None:
         try:
-            epoch = self._store.epoch()
-            if self._epoch and epoch != self._epoch:
-                news = _News(lost=f"it is another data set ({epoch[:8]}, not {self._epoch[:8]}): it was emptied")
-            else:
-                news = self._read(self._documents, epoch)
+            news = self._news()
         except StoreUnavailable:
             self._up = False
             return
@@ -158,9 +130,17 @@ class Follower:
             if not self._regressed:
                 log.error("the version store has lost data, nothing of it is applied: %s", news.lost)
             self._regressed = news.lost
-            return
-        self._epoch = epoch
-        self._apply(self._documents, news)
+        else:
+            self._apply(news)
+
+    def _news(self) -> _News:
+        """What one look at the store finds. Raises: StoreUnavailable."""
+        mark, epoch = self._store.sanctioned(), self._store.epoch()
+        if mark > self._mark:
+            return replace(self._read({}, epoch), mark=mark)
+        if self._documents and epoch != self._epoch:
+            return _News(lost=f"it is another data set ({epoch[:8]}, not {self._epoch[:8]}): it was emptied")
+        return self._read(self._documents, epoch)
 
     def _read(self, known: Mapping[str, ModelDocument], epoch: str) -> _News:
         """What differs from `known`. Only models whose revision differs are read. Raises: StoreUnavailable."""
@@ -188,7 +168,7 @@ class Follower:
             lost = self._lost(model, known[model].revision)
             if lost:
                 return _News(lost=lost)
-        return _News(documents, removed, unreadable)
+        return _News(epoch, documents, removed, unreadable)
 
     def _lost(self, model: str, have: int) -> str:
         """Why the model is gone without having been removed; "" if it was removed."""
@@ -202,14 +182,20 @@ class Follower:
             return ""
         return f"{model} is gone, but its history knows of no removal after revision {have}"
 
-    def _apply(self, known: Mapping[str, ModelDocument], news: _News) -> None:
-        self._up, self._regressed, self._at_s = True, "", self._now()
+    def _apply(self, news: _News) -> None:
+        self._regressed, self._epoch = "", news.epoch
         for model in news.unreadable.keys() - self._unreadable.keys():
             log.error("the newest document of %s cannot be read: %s", model, news.unreadable[model])
         self._unreadable = MappingProxyType(news.unreadable)
-        after = {model: document for model, document in known.items() if model not in news.removed} | news.documents
-        if news.documents or news.removed or known is not self._documents:
-            self._documents = MappingProxyType(after)
+        sanctioned = news.mark > self._mark
+        stay = {
+            model: document
+            for model, document in self._documents.items()
+            if (model in news.unreadable if sanctioned else model not in news.removed)
+        }
+        if sanctioned or news.documents or news.removed:
+            self._mark = max(self._mark, news.mark)
+            self._documents = MappingProxyType(stay | news.documents)
             self._unsaved = True
         elif self._file is not None and not self._file.exists():
             self._unsaved = True
@@ -218,53 +204,33 @@ class Follower:
         if self._file is None or not self._file.exists():
             return
         try:
-            kept = _parse(self._file.read_bytes())
-            documents = [decode_document(raw) for raw in kept.documents]
-        except (OSError, ValueError, InvalidRequest) as error:
-            log.error("what was kept of the version store cannot be used: %s: %s", self._file, error)
-            return
-        self._documents = MappingProxyType({document.name: document for document in documents})
-        self._epoch, self._at_s = kept.epoch, kept.at_s
+            self._know(read_kept(self._file))
+        except InvalidRequest as error:
+            log.error("what was kept of the version store cannot be used: %s", error.message)
+
+    def _know(self, kept: Kept) -> None:
+        self._documents = MappingProxyType({document.name: document for document in kept.documents})
+        self._epoch, self._mark = kept.epoch, kept.mark
 
     def _save(self) -> None:
         if self._file is None or not self._unsaved:
             return
-        kept = _Kept(self._epoch, self._at_s, [encode(document).decode() for document in self._documents.values()])
-        payload = msgspec.json.encode(asdict(kept))
         try:
-            _write(self._file, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+            write_kept(self._file, Kept(self._epoch, self._now(), tuple(self._documents.values()), self._mark))
             self._unsaved = False
         except OSError as error:
             log.error("what is known of the version store cannot be kept: %s: %s", self._file, error)
 
 
-def _difference(before: Mapping[str, ModelDocument], after: Mapping[str, ModelDocument]) -> Changes:
+def regression(store: VersionStore, kept: Kept) -> str:
+    """Why a reader that knows `kept` applies nothing of what the store says, or "". Raises: StoreUnavailable."""
+    reader = Follower(store, None)
+    reader._know(kept)
+    return reader._news().lost
+
+
+def _difference(before: Mapping[str, ModelDocument], after: Mapping[str, ModelDocument], adopted: bool) -> Changes:
     if before is after:
-        return Changes()
+        return Changes(adopted=adopted)
     changed = tuple(sorted(model for model, document in after.items() if before.get(model) != document))
-    return Changes(changed, tuple(sorted(model for model in before if model not in after)))
-
-
-def _parse(raw: bytes) -> _Kept:
-    """Raises: ValueError if the checksum or the form is wrong."""
-    checksum, _, payload = raw.partition(b"\n")
-    if checksum.decode("ascii", "replace") != hashlib.sha256(payload).hexdigest():
-        raise ValueError("the checksum does not match")
-    kept = msgspec.json.decode(payload, type=_Kept)
-    if kept.schema_version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version: this Prism reads {SCHEMA_VERSION}, got {kept.schema_version}")
-    return kept
-
-
-def _write(file: Path, raw: bytes) -> None:
-    """Atomically; several readers may keep the same file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(raw)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return Changes(changed, tuple(sorted(model for model in before if model not in after)), adopted)

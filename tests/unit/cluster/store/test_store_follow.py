@@ -5,7 +5,8 @@ import pytest
 
 from cluster.documents import ModelDocument, encode
 from cluster.errors import StoreUnavailable
-from cluster.store.follow import Follower
+from cluster.store.follow import Changes, Follower, regression
+from cluster.store.kept import Kept, read_kept
 from cluster.store.memory import MemoryStore
 
 
@@ -25,14 +26,6 @@ class Breakable:
     def read(self, model):
         self.reads.append(model)
         return self.__getattr__("read")(model)
-
-
-class Clock:
-    def __init__(self):
-        self.now_s = 1000.0
-
-    def __call__(self):
-        return self.now_s
 
 
 @pytest.fixture
@@ -131,32 +124,28 @@ def test_documents_that_were_handed_out_never_change(store, file):
 
 
 def test_without_the_store_the_last_good_state_stays_in_force(store, file):
-    clock = Clock()
     put(store, "a")
-    follower = Follower(store, file, clock)
+    follower = Follower(store, file)
     follower.poll()
-    assert follower.age_s == 0
     store.down = True
-    clock.now_s += 7
     assert not follower.poll()
     assert set(follower.documents) == {"a"}
-    assert not follower.up and follower.age_s == 7 and follower.regressed == ""
+    assert not follower.up and follower.regressed == ""
     store.down = False
     push(store, "a")
     assert follower.poll().changed == ("a",)
-    assert follower.up and follower.age_s == 0
+    assert follower.up
 
 
 def test_a_reader_that_starts_without_the_store_begins_with_its_file(store, file):
-    clock = Clock()
     first = put(store, "a")
-    Follower(store, file, clock).poll()
+    Follower(store, file, lambda: 7.0).poll()
+    assert read_kept(file) == Kept(store.real.epoch(), 7.0, (first,))
     store.down = True
-    clock.now_s += 60
-    again = Follower(store, file, clock)
+    again = Follower(store, file)
     assert again.poll().changed == ("a",)
     assert again.documents == {"a": first}
-    assert not again.up and again.age_s == 60
+    assert not again.up
     store.down = False
     assert not again.poll()
     assert again.up
@@ -166,7 +155,7 @@ def test_a_reader_that_never_knew_anything_starts_empty_without_the_store(store,
     store.down = True
     follower = Follower(store, file)
     assert not follower.poll()
-    assert follower.documents == {} and follower.age_s == float("inf")
+    assert follower.documents == {}
     store.down = False
     put(store, "a")
     assert follower.poll().changed == ("a",)
@@ -235,18 +224,84 @@ def test_a_store_that_is_repaired_is_followed_again(store, file):
     assert follower.regressed == ""
 
 
-def test_the_store_as_it_is_may_be_adopted(store, file):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_store_that_was_sanctioned_is_followed_as_it_is(store, file, restart):
     put(store, "a")
     follower = Follower(store, file)
     follower.poll()
     store.real = MemoryStore()
     fresh = put(store, "z")
     follower.poll()
-    changes = follower.adopt()
-    assert (changes.changed, changes.removed) == (("z",), ("a",))
+    store.real.sanction()
+    follower = Follower(store, file) if restart else follower
+    changes = follower.poll()
     assert follower.documents == {"z": fresh} and follower.regressed == ""
-    assert not follower.poll()
+    assert changes.adopted and (restart or (changes.changed, changes.removed) == (("z",), ("a",)))
+    assert follower.poll() == Changes()
     assert Follower(store, file).poll().changed == ("z",)
+
+
+def test_a_sanction_lets_revisions_go_back_and_models_go(store, file):
+    put(store, "a")
+    push(store, "a")
+    put(store, "b")
+    follower = Follower(store, file)
+    follower.poll()
+    older(store)
+    fresh = put(store, "a")
+    follower.poll()
+    assert follower.regressed
+    store.real.sanction()
+    assert follower.poll() == Changes(("a",), ("b",), adopted=True)
+    assert follower.documents == {"a": fresh}
+
+
+@pytest.mark.parametrize("seen", ["before the first poll", "while all was well"])
+def test_a_sanction_is_heeded_once_and_says_nothing_about_what_is_lost_later(store, file, seen):
+    put(store, "a")
+    if seen == "before the first poll":
+        mark = store.real.sanction()
+    follower = Follower(store, file)
+    follower.poll()
+    if seen == "while all was well":
+        mark = store.real.sanction()
+        assert follower.poll() == Changes(adopted=True)
+    older(store)
+    store.real._mark = mark
+    for reader in (follower, Follower(store, file)):
+        reader.poll()
+        assert set(reader.documents) == {"a"} and reader.regressed
+
+
+def test_a_reader_that_knows_no_model_has_nothing_to_lose(store, file):
+    Follower(store, file).poll()
+    store.real = MemoryStore()
+    put(store, "a")
+    assert Follower(store, file).poll().changed == ("a",)
+
+
+def test_a_sanction_does_not_take_away_what_cannot_be_read(store, file):
+    held = put(store, "a")
+    follower = Follower(store, file)
+    follower.poll()
+    push(store, "a")
+    store.real._models["a"].kept = zlib.compress(encode(replace(ModelDocument("a"), schema_version=2)))
+    store.real.sanction()
+    assert follower.poll().adopted
+    assert follower.documents == {"a": held}
+
+
+def test_who_asks_is_told_what_a_reader_refuses_and_nothing_is_applied_by_asking(store, file):
+    put(store, "a")
+    Follower(store, file).poll()
+    assert regression(store, read_kept(file)) == ""
+    store.real = MemoryStore()
+    put(store, "z")
+    raw = file.read_bytes()
+    assert "another data set" in regression(store, read_kept(file))
+    assert file.read_bytes() == raw
+    store.real.sanction()
+    assert regression(store, read_kept(file)) == ""
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "empty", "other", "later"])
