@@ -148,12 +148,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Called by uvicorn's server: answer what was accepted, then close."""
-        for exchange in self._queue:
-            exchange.keep_alive = False
-            if exchange.cycle is not None:
-                exchange.cycle.keep_alive = False
-        if not self._queue and self._phase is IDLE:
-            self._close()
+        if self._phase is IDLE:
+            if self._queue:
+                self._end_with_last()
+            else:
+                self._close()
 
     def expire(self, now_s: float) -> None:
         """Act if the client has let a time limit pass."""
@@ -230,9 +229,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._receiving = None
         self.inference.buffered_bytes -= exchange.size
         exchange.since_s = time.monotonic()
+        self._queue.append(exchange)
         self._phase = IDLE if exchange.keep_alive else DEAF
         self._due_s = inf
-        self._queue.append(exchange)
+        self._keep(exchange)
         if len(self._queue) >= MAX_QUEUED:
             self.flow.pause_reading()
         if exchange.encoding:
@@ -251,16 +251,20 @@ class GatewayProtocol(HttpToolsProtocol):
         if pending is None:
             raise AssertionError("an arm replies after submit has returned")
         exchange.pending = None  # its ticket leads back here: without this, every request would wait for the collector
-        inference = self.inference
-        if inference.draining:
-            exchange.keep_alive = False
-        self._respond(exchange, inference.answer(pending, outcome, exchange.since_s, exchange.keep_alive))
+        keep = self._keep(exchange)
+        self._respond(exchange, self.inference.answer(pending, outcome, exchange.since_s, keep))
+
+    def _keep(self, exchange: Exchange) -> bool:
+        """Whether the connection stays open after `exchange`: while draining, only for what was accepted behind it."""
+        if self.inference.draining and self._phase is IDLE and self._queue[-1] is exchange:
+            self._end_with_last()
+        return exchange.keep_alive
 
     def _submit(self, exchange: Exchange, target: Target, body: Buffer) -> None:
         try:
             exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
         except Exception as error:
-            self._respond(exchange, [self.inference.failure(error, exchange.keep_alive)])
+            self._respond(exchange, [self.inference.failure(error, self._keep(exchange))])
 
     def _inflated(self, exchange: Exchange, done: asyncio.Future[bytes]) -> None:
         exchange.encoding = b""
@@ -269,7 +273,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if error is not None:
             self.inference.metrics.unknown.failed(status_of(error).http, time.monotonic() - exchange.since_s)
-            self._respond(exchange, [self.inference.failure(error, exchange.keep_alive)])
+            self._respond(exchange, [self.inference.failure(error, self._keep(exchange))])
         elif exchange.target is not None:
             self._submit(exchange, exchange.target, done.result())
         else:
@@ -283,10 +287,9 @@ class GatewayProtocol(HttpToolsProtocol):
             scope = scope_of(exchange, self.server, self.client, self.scheme or "http", state)
         except InvalidRequest as error:
             self.inference.metrics.unknown.failed(400, 0.0)
-            exchange.response = [self.inference.failure(error, exchange.keep_alive)]
+            exchange.response = [self.inference.failure(error, self._keep(exchange))]
             return
-        keep_alive = exchange.keep_alive and not self.inference.draining
-        cycle = cycle_of(exchange, scope, self, keep_alive, partial(self._completed, exchange))
+        cycle = cycle_of(exchange, scope, self, self._keep(exchange), partial(self._completed, exchange))
         self._start_asgi_task(cycle, self.app)
 
     def _completed(self, exchange: Exchange) -> None:
@@ -364,6 +367,16 @@ class GatewayProtocol(HttpToolsProtocol):
         self._due_s = time.monotonic() + LINGER_S
         self.flow.resume_reading()
         self.transport.write_eof()
+
+    def _end_with_last(self) -> None:
+        """Accept no more: the last request in the queue is the connection's last."""
+        last = self._queue[-1]
+        last.keep_alive = False
+        if last.cycle is not None:
+            last.cycle.keep_alive = False
+        self._phase = DEAF
+        self._due_s = inf
+        self._unread = True  # it does not know yet
 
     def broken(self, error: BaseException) -> None:
         """A fault of ours: nobody knows what is still to be written, so the connection ends here."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from deployments.gateway.exchanges import MAX_ASGI_BODY_BYTES
+from deployments.gateway.http_protocol import DEAF
 from deployments.metrics import Metrics
 
 ROW = np.arange(4, dtype="<f4")
@@ -519,9 +520,57 @@ async def test_draining_answers_what_was_accepted_and_closes_what_is_idle(client
     partial.send(request[-4:])
     await until(lambda: len(arm.held) == 2)
     arm.release(0), arm.release(0)
+    assert (await client.answer()).status == 200
     for each in (client, partial):
         answer = await each.answer()
         assert answer.status == 200 and answer.headers["connection"] == "close"
+    assert await draining
+
+
+@scenario()
+async def test_draining_answers_every_pipelined_request_and_closes_with_the_last(
+    client: Client, routes: FakeRoutes
+) -> None:
+    server, port = client.server, client.port  # type: ignore[attr-defined]
+    arm = routes.arms_["m", "1"]
+    arm.hold = True
+    mixed = Client(*await asyncio.open_connection("127.0.0.1", port))
+    client.send(*(infer([n] * 4) for n in range(3)))
+    await until(lambda: len(arm.held) == 3)
+    mixed.send(infer(), get(b"/slow"), infer(), get(b"/last"))
+    await until(lambda: len(arm.held) == 5)
+    draining = asyncio.create_task(server.drain(5.0))
+    await asyncio.sleep(0)
+    arm.release(2)  # the last one's answer is there first
+    await until(lambda: all(connection._phase >= DEAF for connection in server._server.protocols()))
+    client.send(infer())
+    while arm.held:
+        arm.release()
+    for each, count in ((client, 3), (mixed, 4)):
+        answers = [await each.answer() for _ in range(count)]
+        assert [answer.status for answer in answers] == [200] * count
+        assert ["connection" in answer.headers for answer in answers] == [False] * (count - 1) + [True]
+        assert await each.closed()
+        each.writer.close()
+    assert await draining and len(arm.requests) == 5
+
+
+@scenario()
+async def test_a_request_that_is_arriving_when_draining_begins_is_the_last(client: Client, routes: FakeRoutes) -> None:
+    arm = routes.arms_["m", "1"]
+    arm.hold = True
+    client.send(infer(), infer()[:-4])
+    await until(lambda: len(arm.held) == 1)
+    draining = asyncio.create_task(client.server.drain(5.0))  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+    arm.release()
+    assert "connection" not in (await client.answer()).headers
+    client.send(infer()[-4:], infer())
+    await until(lambda: len(arm.held) == 1)
+    arm.release()
+    assert (await client.answer()).headers["connection"] == "close"
+    assert await client.closed() and len(arm.requests) == 2
+    client.writer.close()
     assert await draining
 
 
