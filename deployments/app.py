@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from http.client import HTTPConnection
 
 import ray
 from ray import serve
@@ -16,6 +15,7 @@ from ray import serve
 from cluster import ray_head
 from cluster.errors import OperatorError, ServingError
 from cluster.policy.reconcile import reason_of
+from cluster.probe import gateway_answers
 from cluster.settings import Boot
 from deployments import applications as apps
 
@@ -43,22 +43,10 @@ def bring_up(boot_file: str) -> None:
                 messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
                 why = reason_of("\n".join(messages))
                 raise OperatorError(f"{name} could not be started: {why}")
-        if _answers(boot):
+        if gateway_answers(boot.settings.http.host, boot.http_port):
             return
         time.sleep(0.2)
     raise OperatorError(f"the gateway did not answer on port {boot.http_port} within {WAIT_S:.0f} s")
-
-
-def _answers(boot: Boot) -> bool:
-    host = boot.settings.http.host
-    connection = HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::") else host, boot.http_port, timeout=2)
-    try:
-        connection.request("GET", "/-/healthz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def main() -> int:

@@ -353,4 +353,4 @@ class Engine:
             try:
                 job.outputs = tuple(np.concatenate(parts) for parts in zip(*answered, strict=True))
             except ValueError:  # outputs whose other dimensions differ from request to request
-                job.errors = dict.fromkeys(range(len(job.parts)), error)
+                job.errors = {i: job.errors.get(i, error) for i in range(len(job.parts))}

@@ -42,7 +42,7 @@ def body(artifact):
 @pytest.fixture
 def served(prism, tmp_path, request):
     """A model of the test's own with two deployed versions, 100 % on the first."""
-    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60]
+    name = request.node.name.removeprefix("test_").replace("_", "-")[:60].strip("-")
     one, two = mlp_artifact(tmp_path / "one", seed=1), mlp_artifact(tmp_path / "two", seed=2)
     for artifact in (one, two):
         prism.cli("publish", name, str(artifact.path))
@@ -161,6 +161,28 @@ def test_a_change_of_scale_keeps_every_replica_that_runs(prism, served):
     prism.cli("deploy", f"{name}:1", "--min", "2", "--max", "3", "--cpus", "0.1")
     prism.until(lambda: len(prism.replica_pids(name)) == 2)
     assert set(before) <= set(prism.replica_pids(name))
+
+
+def test_a_change_of_settings_does_not_take_replicas_away(prism, served):
+    name, _, _ = served
+    prism.cli("deploy", f"{name}:1", "--min", "3", "--max", "3", "--cpus", "0.1")
+    prism.until(lambda: len(prism.replica_pids(name)) == 3)
+    before = prism.replica_pids(name)
+    prism.cli("deploy", f"{name}:1", "--min", "1", "--max", "4", "--down-after", "60", "--queue-rows", "2048")
+    time.sleep(5)
+    assert prism.replica_pids(name) == before
+
+
+def test_a_version_undeployed_right_after_its_traffic_was_moved_loses_nothing(prism, served):
+    name, one, _ = served
+    prism.cli("split", name, "1=50,2=50")
+    with Traffic(prism.url(f"/v2/models/{name}/infer"), lambda i: (body(one)(i)[0], None), workers=16) as traffic:
+        prism.until(lambda: traffic.outcome.versions["2"] > 100)
+        prism.cli("split", name, "1=100")
+        prism.cli("undeploy", f"{name}:2")
+        prism.until(lambda: not prism.replica_pids(name, "2"))
+        traffic.wait_for(100)
+    assert not traffic.outcome.failed, traffic.outcome.bodies
 
 
 def test_the_controller_can_die_and_nothing_is_replaced(prism, served):
