@@ -26,6 +26,7 @@ class Exchange:
     comes. Any other gets an ASGI `cycle` when every response before it is written.
 
     Attributes:
+        held_bytes: What of its body is counted by `Inference.hold`.
         keep_alive: Whether the client wants the connection for another request.
         encoding: The body's compression; "" once it is undone.
         fields: The headers by name.
@@ -41,13 +42,13 @@ class Exchange:
         "encoding",
         "fields",
         "headers",
+        "held_bytes",
         "keep_alive",
         "method",
         "most_bytes",
         "pending",
         "response",
         "since_s",
-        "size",
         "target",
         "url",
         "whole",
@@ -71,7 +72,7 @@ class Exchange:
         self.encoding = b""
         self.chunks: list[bytes] = []
         self.whole: bytearray | None = None
-        self.size = 0
+        self.held_bytes = 0
         self.most_bytes = MAX_ASGI_BODY_BYTES
         self.since_s = 0.0
         self.pending: Pending | None = None
@@ -80,7 +81,6 @@ class Exchange:
 
     def grow(self, chunk: bytes) -> None:
         """More of the body. Many small pieces are kept as one: each by itself would take several times its size."""
-        self.size += len(chunk)
         if self.whole is not None:
             self.whole += chunk
             return

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import Any
@@ -37,26 +36,14 @@ from deployments.call import Buffer, TensorAnswer
 from deployments.gateway.admission import admit, without_upgrade
 from deployments.gateway.asgi import cycle_of, scope_of
 from deployments.gateway.exchanges import Exchange
-from deployments.gateway.inference import MAX_BUFFERED_BYTES, Inference
+from deployments.gateway.inference import Inference
 from deployments.gateway.inflate import inflate
+from deployments.gateway.phases import BODY, CLOSING, DEAF, HEAD, IDLE, LINGER
 from deployments.status import log_unknown, status_of
 
 MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
 LINGER_S = 2.0
-
-
-class Phase(IntEnum):
-    """What is expected of the client."""
-
-    IDLE = 0  # a request
-    HEAD = 1  # the rest of its headers
-    BODY = 2  # the rest of its body
-    DEAF = 3  # nothing more: the last response is to be written
-    LINGER = 4  # nothing more: it was written, the client may still be sending
-    CLOSING = 5  # nothing more: the connection is closed once the client has read everything
-
-
-IDLE, HEAD, BODY, DEAF, LINGER, CLOSING = Phase
+NO_ROOM = "requests that have arrived or are arriving take too much memory"
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -99,11 +86,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = CLOSING
         if self._receiving is not None:
-            self.inference.buffered_bytes -= self._receiving.size
+            self.inference.hold(self._receiving, 0)
             self._receiving = None
-        queue, self._queue = self._queue, deque()
-        for exchange in queue:
-            exchange.abandon()
+        self._abandon_queue()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -216,18 +201,17 @@ class GatewayProtocol(HttpToolsProtocol):
         if exchange is None:
             return
         exchange.grow(body)
-        self.inference.buffered_bytes += len(body)
-        if exchange.size > exchange.most_bytes:
+        full = not self.inference.hold(exchange, exchange.held_bytes + len(body))
+        if exchange.held_bytes > exchange.most_bytes:
             self._refuse_with(TooLarge(f"body: at most {exchange.most_bytes} bytes are accepted"))
-        elif self.inference.buffered_bytes > MAX_BUFFERED_BYTES:
-            self._refuse_with(Overloaded("requests that are still arriving take too much memory"))
+        elif full:
+            self._refuse_with(Overloaded(NO_ROOM))
 
     def on_message_complete(self) -> None:
         exchange = self._receiving
         if exchange is None:
             return
         self._receiving = None
-        self.inference.buffered_bytes -= exchange.size
         exchange.since_s = time.monotonic()
         self._queue.append(exchange)
         self._phase = IDLE if exchange.keep_alive else DEAF
@@ -261,6 +245,7 @@ class GatewayProtocol(HttpToolsProtocol):
         return exchange.keep_alive
 
     def _submit(self, exchange: Exchange, target: Target, body: Buffer) -> None:
+        self.inference.hold(exchange, 0)  # from here on the version's queue counts it
         try:
             exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
         except Exception as error:
@@ -269,9 +254,13 @@ class GatewayProtocol(HttpToolsProtocol):
     def _inflated(self, exchange: Exchange, done: asyncio.Future[bytes]) -> None:
         exchange.encoding = b""
         error = done.exception()
+        room = self.inference.hold(exchange, 0 if error or exchange.connection is None else len(done.result()))
         if exchange.connection is None:
             return
+        if error is None and not room:
+            error = Overloaded(NO_ROOM)
         if error is not None:
+            self.inference.hold(exchange, 0)
             self.inference.metrics.unknown.failed(status_of(error).http, time.monotonic() - exchange.since_s)
             self._respond(exchange, [self.inference.failure(error, self._keep(exchange))])
         elif exchange.target is not None:
@@ -318,6 +307,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if response is None:
                 return
             queue.popleft()
+            self.inference.hold(exchange, 0)
             if len(response) == 1:
                 transport.write(response[0])
             elif response:
@@ -346,7 +336,7 @@ class GatewayProtocol(HttpToolsProtocol):
         exchange, self._receiving = self._receiving, None
         if exchange is None:
             exchange = Exchange(self, b"", b"", [], False)
-        self.inference.buffered_bytes -= exchange.size
+        self.inference.hold(exchange, 0)
         exchange.chunks, exchange.whole = [], None
         exchange.keep_alive = False
         self._phase = DEAF
@@ -357,9 +347,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _finish(self) -> None:
         """The last response is written: close, but not in the face of a client that is still sending."""
-        queue, self._queue = self._queue, deque()
-        for exchange in queue:
-            exchange.abandon()
+        self._abandon_queue()
         if not self._unread or self.transport.is_closing() or not self.transport.can_write_eof():
             self._close()
             return
@@ -377,6 +365,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self._phase = DEAF
         self._due_s = inf
         self._unread = True  # it does not know yet
+
+    def _abandon_queue(self) -> None:
+        queue, self._queue = self._queue, deque()
+        for exchange in queue:
+            if not exchange.encoding:  # a body that is being inflated is held until that is done
+                self.inference.hold(exchange, 0)
+            exchange.abandon()
 
     def broken(self, error: BaseException) -> None:
         """A fault of ours: nobody knows what is still to be written, so the connection ends here."""

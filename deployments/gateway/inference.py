@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Protocol
 
 from cluster.documents import ModelDocument, VersionRecord
 from cluster.errors import InvalidRequest, ServingError
@@ -27,7 +28,7 @@ from deployments.status import error_body, log_unknown, message_of, retry_after,
 
 logger = logging.getLogger("prism.gateway")
 
-MAX_BUFFERED_BYTES = 512 << 20  # of bodies that are still arriving, over all connections
+MAX_BUFFERED_BYTES = 512 << 20  # of bodies that no version's queue counts, over all connections
 SLOW_S = 1.0  # requests that took longer are logged
 _JOIN_BYTES = 32 << 10  # up to here one copy is cheaper than a gathering write
 _KEPT_TARGETS = 1024
@@ -61,12 +62,18 @@ class Pending:
         self.ticket: Ticket | None = None
 
 
+class Held(Protocol):
+    """What keeps a request's body in memory."""
+
+    held_bytes: int
+
+
 class Inference:
     """Shared by all connections of one gateway; used on its event loop only.
 
     Attributes:
         draining: Answers say `Connection: close`, and health checks fail.
-        buffered_bytes: Bodies that are still arriving.
+        buffered_bytes: Bodies that are arriving, being inflated or waiting for their turn on a connection.
     """
 
     def __init__(self, dispatcher: Dispatcher, settings: Settings, metrics: Metrics) -> None:
@@ -85,6 +92,12 @@ class Inference:
         self._common: Sequence[tuple[bytes, bytes]] = ()
         self._common_bytes = b""
         self._notes: deque[dict[str, object]] = deque(maxlen=100)
+
+    def hold(self, body: Held, size_bytes: int) -> bool:
+        """Count `body` as so large, which replaces what was counted before; whether there is room for all bodies."""
+        self.buffered_bytes += size_bytes - body.held_bytes
+        body.held_bytes = size_bytes
+        return self.buffered_bytes <= MAX_BUFFERED_BYTES
 
     def target(self, url: bytes) -> Target | None:
         """See `infer_target`. Raises: InvalidRequest."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from deployments.gateway.exchanges import MAX_ASGI_BODY_BYTES
-from deployments.gateway.http_protocol import DEAF
+from deployments.gateway.phases import DEAF
 from deployments.metrics import Metrics
 
 ROW = np.arange(4, dtype="<f4")
@@ -217,7 +217,7 @@ async def test_a_body_in_crumbs_is_whole_and_kept_as_one_piece(client: Client, r
     values = np.arange(64, dtype="<f4").reshape(16, 4)
     client.send(head, *(b"1\r\n%c\r\n" % byte for byte in values.tobytes()))
     (connection,) = client.server._server.protocols()  # type: ignore[attr-defined]
-    await until(lambda: connection._receiving is not None and connection._receiving.size == 256)
+    await until(lambda: connection._receiving is not None and connection._receiving.held_bytes == 256)
     assert len(connection._receiving.chunks) <= 64 and connection._receiving.whole is not None
     client.send(b"0\r\n\r\n")
     assert (await client.answer()).values == values.reshape(-1).tolist()
@@ -410,6 +410,66 @@ async def test_a_body_that_dawdles_times_out_and_its_bytes_are_given_back(client
     assert (await client.answer()).status == 408
     assert await client.closed()
     assert client.server._inference.buffered_bytes == 0  # type: ignore[attr-defined]
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    fields = (b"Host: x", b"Content-Length: %d" % len(body), *headers)
+    return b"POST %b HTTP/1.1\r\n%b\r\n\r\n%b" % (path, b"\r\n".join(fields), body)
+
+
+@scenario()
+async def test_bodies_count_until_they_are_handed_on(client: Client, routes: FakeRoutes) -> None:
+    inference = client.server._inference  # type: ignore[attr-defined]
+    arm = routes.arms_["m", "1"]
+    arm.hold = True
+    text, packed = b"a" * 1000, gzip.compress(b"b" * 3000)
+    client.send(infer(), post(b"/x", text), post(b"/y", packed, b"Content-Encoding: gzip"), post(b"/z", text)[:-1])
+    await until(lambda: inference.buffered_bytes == 1000 + 3000 + 999)
+    arm.release()
+    assert (await client.answer()).status == 200
+    for body in (text, b"b" * 3000):
+        assert (await client.answer()).body.endswith(body)
+    await until(lambda: inference.buffered_bytes == 999)
+    client.send(text[-1:], post(b"/v2/models/m/infer", gzip.compress(infer()[-16:]), b"Content-Encoding: gzip"))
+    await client.answer()
+    await until(lambda: inference.buffered_bytes == 0)
+
+
+@scenario()
+async def test_a_client_that_leaves_gives_its_bytes_back(client: Client, routes: FakeRoutes) -> None:
+    inference = client.server._inference  # type: ignore[attr-defined]
+    routes.arms_["m", "1"].hold = True
+    packed = gzip.compress(b"b" * 300_000)
+    client.send(
+        infer(), post(b"/x", b"a" * 1000), post(b"/y", packed, b"Content-Encoding: gzip"), post(b"/z", b"c")[:-1]
+    )
+    await until(lambda: inference.buffered_bytes >= 1000)
+    client.writer.close()
+    await until(lambda: inference.buffered_bytes == 0)
+    await asyncio.sleep(0.01)
+    assert inference.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_bodies_that_wait_their_turn_leave_no_room_for_more(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.inference.MAX_BUFFERED_BYTES", 2500)
+
+    async def play_it(client: Client, routes: FakeRoutes) -> None:
+        arm = routes.arms_["m", "1"]
+        arm.hold = True
+        text = b"a" * 1000
+        last = post(b"/z", gzip.compress(text), b"Content-Encoding: gzip") if packed else post(b"/z", text)
+        client.send(infer(), post(b"/x", text), post(b"/y", text))
+        await until(lambda: client.server._inference.buffered_bytes == 2000)  # type: ignore[attr-defined]
+        client.send(last)
+        (connection,) = client.server._server.protocols()  # type: ignore[attr-defined]
+        await until(lambda: len(connection._queue) == 4 and connection._queue[-1].response is not None)
+        arm.release()
+        assert [(await client.answer()).status for _ in range(4)] == [200, 200, 200, 429]
+
+    await play(play_it)
 
 
 @scenario(keep_alive_s=0.05, header_timeout_s=0.05)
