@@ -32,6 +32,7 @@ COMMANDS = {
     "rollback": "cluster.cli.traffic:rollback",
     "history": "cluster.cli.traffic:history",
     "status": "cluster.cli.status:status",
+    "store": "cluster.cli.store:store",
     "infer": "cluster.cli.infer:infer",
     "loadtest": "cluster.cli.loadtest:loadtest",
     "demo": "cluster.cli.demo:demo",

@@ -58,6 +58,7 @@ def serve(
     place = Home(home)
     boot = place.running() or bring_up(place, merged(Settings(), http_port, None), say)
     session = session_of(boot)
+    session.check_followed()
     overrides = {key: value for key, value in options.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="prism-serve-") as folder:
         from converters.wrap import wrap

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cluster.cli.output import emit, home_option, json_option
-from cluster.cli.session import Session, connect, nothing_running
+from cluster.cli.session import REPAIR, Session, connect, nothing_running
 from cluster.cli.traffic import columns, labels_text, split_text, traffic_facts
 from cluster.cli.versions import one_line, version_facts
 from cluster.documents import ModelDocument, VersionStatus
@@ -47,10 +47,11 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         "error": state.error if state is not None else nothing_running(home),
         "gateway": {"url": session.url, "answers": gateway_answers(boot.settings.http.host, boot.http_port)},
         "ray": {"address": boot.ray_address},
-        "store": {"url": redacted(boot.store_url), "answers": True},
+        "store": {"url": redacted(boot.store_url), "answers": True, "regressed": ""},
         "models": [],
     }
     try:
+        facts["store"]["regressed"] = session.regressed()
         names = (model,) if model else session.store.models()
         for name in names:
             try:
@@ -94,6 +95,8 @@ def _text(facts: dict[str, Any]) -> str:
         f"store    {store['url']}  {'answers' if store['answers'] else 'DOES NOT ANSWER: ' + store['error']}",
         f"Ray      {facts['ray']['address']}",
     ]
+    if store["regressed"]:
+        lines[2] += f"; regressed: {store['regressed']}, so nothing of it is applied; {REPAIR}"
     if not facts["models"] and store["answers"]:
         lines += ["", "no models yet (prism serve FILE, or prism publish MODEL ARTIFACT_DIR)"]
     for model in facts["models"]:

@@ -27,7 +27,7 @@ from cluster.splits import TrafficSplit
 @json_option
 def split(model: str, shares: str, reason: str, home: Path, as_json: bool) -> None:
     """Divide MODEL's traffic between READY versions, in percent."""
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         wanted = TrafficSplit.parse(shares)
         _print(operations.split(session.store, model, wanted, by=session.by, reason=reason), as_json)
 
@@ -46,7 +46,7 @@ def label(target: str, version: str | None, remove: bool, reason: str, home: Pat
         raise InvalidRequest(f"label: expected MODEL@LABEL, got {target!r}")
     if remove == (version is not None):
         raise click.UsageError("give either a version, or --remove")
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         store, by = session.store, session.by
         if version is None:
             document = operations.remove_label(store, asked.model, asked.label, by=by, reason=reason)
@@ -63,7 +63,7 @@ def label(target: str, version: str | None, remove: bool, reason: str, home: Pat
 @json_option
 def promote(target: str, reason: str, home: Path, as_json: bool) -> None:
     """Give a READY version all traffic, and the label `stable`."""
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         _print(operations.promote(session.store, Target.parse(target), by=session.by, reason=reason), as_json)
 
 
@@ -75,7 +75,7 @@ def promote(target: str, reason: str, home: Path, as_json: bool) -> None:
 @json_option
 def rollback(model: str, to_revision: int | None, reason: str, home: Path, as_json: bool) -> None:
     """Undo the latest step of MODEL's traffic that is not yet undone; again: the one before."""
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         document = operations.rollback(session.store, model, to_revision=to_revision, by=session.by, reason=reason)
         _print(document, as_json)
 

@@ -35,7 +35,7 @@ reason_option = click.option("--reason", default="", help="Why, for the history.
 @json_option
 def publish(model: str, artifact_dir: Path, allow_same: bool, reason: str, home: Path, as_json: bool) -> None:
     """Make ARTIFACT_DIR the next version of MODEL. Nothing is served by it yet."""
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         artifact = read_artifact(artifact_dir)
         document = operations.publish(
             session.store, session.artifacts, model, artifact, by=session.by, reason=reason, allow_same=allow_same
@@ -99,7 +99,7 @@ def deploy(
         overrides["max_wait_s"] = max_wait_ms / 1000
     if no_wait and take_traffic:
         raise click.UsageError("--take-traffic needs the wait: leave out --no-wait")
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
         document, status = deploy_and_wait(
             session,
@@ -123,7 +123,7 @@ def deploy(
 def undeploy(target: str, force: bool, reason: str, home: Path, as_json: bool) -> None:
     """Have a version served no longer. What it has begun, it finishes; it stays published."""
     asked = Target.parse(target)
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         named = operations.version_of(session.store.read(asked.model), asked)
         document = operations.undeploy(session.store, asked, force=force, by=session.by, reason=reason)
         facts = {"model": document.name, "version": named, "revision": document.revision}
@@ -144,7 +144,7 @@ def scale(
     if min_replicas is None and max_replicas is None:
         raise click.UsageError("give --min, --max or both")
     asked = Target.parse(target)
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         document = operations.scale(
             session.store, asked, min_replicas=min_replicas, max_replicas=max_replicas, by=session.by, reason=reason
         )
@@ -170,7 +170,7 @@ def scale(
 def unpublish(target: str, reason: str, home: Path, as_json: bool) -> None:
     """Forget a version that is neither deployed nor labelled. Its number is not used again, its artifact is kept."""
     asked = Target.parse(target)
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         named = operations.version_of(session.store.read(asked.model), asked)
         document = operations.unpublish(session.store, asked, by=session.by, reason=reason)
         facts = {"model": document.name, "version": named, "revision": document.revision}
@@ -185,7 +185,7 @@ def unpublish(target: str, reason: str, home: Path, as_json: bool) -> None:
 @json_option
 def remove(model: str, force: bool, reason: str, home: Path, as_json: bool) -> None:
     """Remove MODEL with all its versions. Its history and its artifacts are kept."""
-    with connect(home) as session:
+    with connect(home, changing=True) as session:
         operations.remove_model(session.store, model, force=force, by=session.by, reason=reason)
         emit({"model": model, "removed": True}, as_json, f"{model} is removed")
 

@@ -25,6 +25,8 @@ from cluster.store.kept import Kept, read_kept, write_kept
 
 log = logging.getLogger(__name__)
 
+FILES = ("controller.json", "routes.json")  # in the home: what the controller and the gateways have read last
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:

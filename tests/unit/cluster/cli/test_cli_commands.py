@@ -1,6 +1,7 @@
 """Commands on a memory store: what they change, what they print, and how they refuse."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cluster.documents import DeploySettings, VersionStatus, spec_of
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound, OperatorError, ServingError
 from cluster.names import Target
 from cluster.settings import Boot, HttpSettings, Settings
+from cluster.store.follow import Follower
 from cluster.store.memory import MemoryStore
 from onnx_models import mlp_artifact
 
@@ -55,6 +57,9 @@ class ReadyStore(MemoryStore):
 
     def wait(self, timeout_s):
         return super().wait(min(timeout_s, 0.001))
+
+    def lose_everything(self):
+        MemoryStore.__init__(self)
 
 
 @pytest.fixture
@@ -274,6 +279,58 @@ def test_infer_without_a_gateway_is_one_clear_line(prism, published):
     prism("deploy", "m:1")
     with pytest.raises(OperatorError, match="does not answer"):
         prism("infer", "m")
+
+
+@pytest.fixture
+def emptied(prism, published, session):
+    """What a controller has read of `m`, and then the store came back without it."""
+    prism("deploy", "m:1")
+    Follower(session.store, Path(session.boot.home) / "controller.json").poll()
+    session.store.lose_everything()
+    return session.store
+
+
+def test_status_tells_that_the_store_lost_data_and_changes_are_refused_in_one_line(prism, emptied, session, tmp_path):
+    assert "another data set" in prism("status")["store"]["regressed"]
+    assert "regressed: it is another data set" in CliRunner().invoke(cli, ["status"], obj=session).stdout
+    for command in (["publish", "m", str(tmp_path / "1")], ["deploy", "m:1"], ["split", "m", "1=100"], ["remove", "m"]):
+        with pytest.raises(OperatorError, match=r"lost data.*another data set.*prism store restore.*prism store adopt"):
+            prism(*command)
+    assert emptied.models() == ()
+
+
+def test_what_was_served_is_restored_with_an_entry_in_the_history(prism, emptied):
+    assert prism("store", "restore", "--reason", "the disk broke") == {"written": ["m"], "as_it_was": []}
+    assert prism("status")["store"]["regressed"] == ""
+    newest = prism("history", "m")["entries"][0]
+    assert (newest["operation"], newest["by"], newest["reason"]) == ("restore", "ada", "the disk broke")
+    assert newest["split"] == {"1": 100.0}
+    assert prism("deploy", "m:1")["state"] == "READY"
+
+
+def test_an_adopted_store_is_true_and_what_was_known_can_still_be_restored(prism, emptied):
+    facts = prism("store", "adopt")
+    assert facts["adopted"] and facts["models"] == [] and "another data set" in facts["why"]
+    assert prism("status")["store"]["regressed"] == "" and prism("status")["models"] == []
+    assert prism("store", "restore", facts["before"])["written"] == ["m"]
+
+
+def test_a_backup_is_written_once_and_restored_over_later_changes(prism, published, tmp_path):
+    file = str(tmp_path / "state.backup")
+    assert prism("store", "backup", file)["models"] == ["m"]
+    with pytest.raises(OperatorError, match="there already"):
+        prism("store", "backup", file)
+    prism("deploy", "m:1")
+    assert prism("store", "restore", file)["written"] == ["m"]
+    assert prism("history", "m")["entries"][0]["deployed"] == []
+
+
+def test_a_store_that_lost_nothing_is_neither_adopted_nor_restored_by_mistake(prism, published, session):
+    Follower(session.store, Path(session.boot.home) / "controller.json").poll()
+    assert prism("store", "adopt") == {"adopted": False}
+    with pytest.raises(OperatorError, match="has lost nothing"):
+        prism("store", "restore")
+    assert session.store.sanctioned() == 0
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("demo", "loadtest")])
