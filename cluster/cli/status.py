@@ -47,11 +47,11 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         "error": state.error if state is not None else nothing_running(home),
         "gateway": {"url": session.url, "answers": gateway_answers(boot.settings.http.host, boot.http_port)},
         "ray": {"address": boot.ray_address},
-        "store": {"url": redacted(boot.store_url), "answers": True, "regressed": ""},
+        "store": {"url": redacted(boot.store_url), "answers": True, "regressed": "", "warnings": []},
         "models": [],
     }
     try:
-        facts["store"]["regressed"] = session.regressed()
+        facts["store"] |= {"regressed": session.regressed(), "warnings": list(session.store.durability_warnings())}
         names = (model,) if model else session.store.models()
         for name in names:
             try:
@@ -97,6 +97,7 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     if store["regressed"]:
         lines[2] += f"; regressed: {store['regressed']}, so nothing of it is applied; {REPAIR}"
+    lines += [f"warning  {warning}" for warning in store["warnings"]]
     if not facts["models"] and store["answers"]:
         lines += ["", "no models yet (prism serve FILE, or prism publish MODEL ARTIFACT_DIR)"]
     for model in facts["models"]:

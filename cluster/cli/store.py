@@ -45,7 +45,8 @@ def backup(file: Path, home: Path, as_json: bool) -> None:
 def restore(file: Path | None, reason: str, home: Path, as_json: bool) -> None:
     """Write what FILE holds into the store, as new changes.
 
-    Without FILE, it is what was served last before the store lost data. A model that is not among them stays as it is in the store.
+    Without FILE, it is what was served last before the store lost data. A model that is not among them stays as it is
+    in the store.
     """
     with connect(home) as session:
         if file is not None:

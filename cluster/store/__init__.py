@@ -66,5 +66,8 @@ class VersionStore(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Block until something was committed (True) or `timeout_s` passed (False). A hint: it may miss a change."""
 
+    def durability_warnings(self) -> tuple[str, ...]:
+        """What could lose a commit after it was answered, in words for the operator; () if nothing is known."""
+
     def close(self) -> None:
         """Release connections. Idempotent."""

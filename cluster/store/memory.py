@@ -118,6 +118,9 @@ class MemoryStore:
             self._seen = self._commits
             return woken
 
+    def durability_warnings(self) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None:
         pass
 

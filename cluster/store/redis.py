@@ -149,7 +149,7 @@ class RedisStore:
         return self._hints.wait(timeout_s)
 
     def durability_warnings(self) -> tuple[str, ...]:
-        """What in the server's configuration could lose a commit, in words; () if nothing, or if it does not say."""
+        """As the interface says, by the server's configuration; () if it does not say."""
         with self._answering():
             try:
                 found = {

@@ -256,6 +256,12 @@ def test_status_shows_every_model_and_never_the_stores_password(prism, published
     assert "DOES NOT ANSWER" in text and "READY" in text and "secret" not in text
 
 
+def test_status_warns_of_a_store_that_may_lose_a_commit(prism, published, session):
+    session.store.durability_warnings = lambda: ("appendonly is off",)
+    assert prism("status")["store"]["warnings"] == ["appendonly is off"]
+    assert "warning  appendonly is off\n" in CliRunner().invoke(cli, ["status"], obj=session).stdout
+
+
 def test_unknown_names_are_not_found(prism, published):
     for command in (["deploy", "m:9"], ["split", "nosuch", "1=100"], ["infer", "nosuch"], ["status", "nosuch"]):
         with pytest.raises(ModelNotFound):
