@@ -86,7 +86,8 @@ class Reconciler:
     def step(self) -> None:
         """Bring Serve one step closer to the desired state and report. Raises: StoreUnavailable."""
         self.settled = False
-        self._follower.poll()
+        if self._follower.poll().adopted:
+            self._reported.clear()  # what was reported to a store that had lost its data was dropped there
         if not self._follower.up:
             raise StoreUnavailable("no answer")
         documents = self._follower.documents

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 
 from cluster.home import Home
 from onnx_models import mlp_artifact
@@ -68,6 +69,21 @@ def test_traffic_does_not_notice_a_killed_store_and_its_data_comes_back(own):
     assert own.store.read("m").revision == revision
     own.cli("split", "m", "1=50,2=50")  # writes work again
     own.cli("split", "m", "1=60,2=40")
+
+
+def test_a_store_that_lost_everything_is_restored_while_traffic_goes_on(own):
+    with Traffic(own.url("/v2/models/m/infer"), lambda i: (BODY, None), workers=4) as traffic:
+        traffic.wait_for(100)
+        redis.Redis.from_url(own.boot.store_url).flushall()
+        own.until(lambda: "regressed" in own.cli("status", check=False).stdout)
+        refused = own.cli("split", "m", "1=10,2=90", check=False)
+        traffic.wait_for(200)
+        own.cli("store", "restore")
+        own.until(lambda: {s.state for s in own.store.statuses("m").values()} == {"READY"})
+        traffic.wait_for(100)
+    assert refused.returncode == 1 and "restore" in refused.stderr
+    assert not traffic.outcome.failed, traffic.outcome.bodies
+    assert str(own.store.read("m").split) == "1=60,2=40"
 
 
 def test_a_killed_gateway_breaks_only_the_connections_it_held(own):
