@@ -149,16 +149,12 @@ class Inference:
         """The HTTP response to a request that was submitted; counts it."""
         now_s = time.monotonic()
         lane = pending.lane
+        if isinstance(outcome, BaseException):  # not raised: its traceback would hold it in a cycle
+            return self._failed(pending, outcome, now_s - since_s, keep)
         try:
-            if isinstance(outcome, BaseException):
-                raise outcome
             encoded = lane.codec.encode(pending.plan, outcome, pending.id)
         except Exception as error:
-            status = status_of(error).http
-            lane.cell.failed(status, now_s - since_s)
-            if status >= 500:
-                self._note(pending, status, now_s - since_s, message_of(error))
-            return [self.failure(error, keep, lane.version)]
+            return self._failed(pending, error, now_s - since_s, keep)
         request_s = now_s - since_s
         lane.cell.answered(now_s, request_s, outcome.queue_s, outcome.compute_s, pending.rows, outcome.batch_rows)
         if request_s > SLOW_S:
@@ -181,6 +177,13 @@ class Inference:
         if size <= _JOIN_BYTES:
             return [b"".join((head, *tensors))]
         return [head, *tensors]
+
+    def _failed(self, pending: Pending, error: BaseException, request_s: float, keep: bool) -> list[Buffer]:
+        status = status_of(error).http
+        pending.lane.cell.failed(status, request_s)
+        if status >= 500:
+            self._note(pending, status, request_s, message_of(error))
+        return [self.failure(error, keep, pending.lane.version)]
 
     def cancelled(self, pending: Pending, since_s: float) -> None:
         """Count a request whose client went away."""

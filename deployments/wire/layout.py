@@ -102,9 +102,12 @@ def encode_result(
 
     An engine whose outputs do not fit the signature or the rows is answered for with EngineFailed.
     """
+    for error in result.errors.values():
+        error.__traceback__ = None  # its frames hold the batch and lead back to it: arrays would wait for the collector
     try:
         return _encode_result(call_id, batch, result, signature, queue_rows, max_payload_bytes)
     except ServingError as error:
+        error.__traceback__ = None
         failed = MicroResult(None, {i: result.errors.get(i, error) for i in range(len(batch.rows))})
         failed.queue_s, failed.compute_s, failed.batch_rows = result.queue_s, result.compute_s, result.batch_rows
         return _encode_result(call_id, batch, failed, signature, queue_rows, max_payload_bytes)

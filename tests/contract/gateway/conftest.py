@@ -11,6 +11,6 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Both loops where sockets are used: production runs on uvloop."""
-    if item.path.stem == "test_gateway_http_protocol":
+    if item.path.stem in ("test_gateway_http_protocol", "test_gateway_garbage"):
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}

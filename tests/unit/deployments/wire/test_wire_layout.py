@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -155,6 +157,25 @@ def test_an_engine_that_loses_rows_fails_its_requests():
 def test_outputs_beyond_the_frame_limit_are_too_large():
     outcomes, _ = answered(MicroBatch((1,), (1.0,), (), ()), MicroResult((np.zeros((2, 3), np.int64),)), ALONE, limit=8)
     assert isinstance(outcomes[0], TooLarge)
+
+
+def test_what_an_answer_with_errors_held_is_freed_with_it():
+    batch = MicroBatch((1,), (1.0,), (), ())
+    result = MicroResult(None)
+    try:
+        raise EngineFailed("no")
+    except EngineFailed as error:
+        result.errors[0] = error
+    kept = [weakref.ref(output := np.zeros((2, 3), np.int64))]
+    gc.disable()
+    try:
+        encode_result(1, batch, result, ALONE, 0, BIG)
+        encode_result(1, batch, MicroResult((output,)), ALONE, 0, 8)  # too large
+        assert result.errors[0].__traceback__ is None
+        del output
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 META = Infer((1,), (1.0,), 0, ((2, 3),), (48,))
