@@ -121,7 +121,8 @@ class Gateway:
             self._loop.call_soon_threadsafe(client.update, replicas)
 
         if key not in self._handles:
-            handle = serve.get_deployment_handle(apps.MODEL_DEPLOYMENT, app_name=application, _check_exists=False)
+            # Made here, not got from Serve: Serve would hand out the one that was shut down when the version last left.
+            handle = DeploymentHandle(apps.MODEL_DEPLOYMENT, application)
             handle._init()
             self._handles[key] = handle
         MEMBERSHIP.listen(application, told)
