@@ -28,6 +28,7 @@ from deployments.gateway.app import build_app
 from deployments.gateway.listener import HttpServer
 from deployments.gateway.membership import MEMBERSHIP, Addresses
 from deployments.gateway.routes import RoutingTable
+from deployments.memory import keep_freed_memory
 from deployments.metrics import Metrics
 from deployments.wire.client import VersionClient
 
@@ -66,6 +67,7 @@ class Gateway:
         await self._server.start()
         self._polled_s = time.monotonic()
         self._task = self._loop.create_task(self._follow())
+        keep_freed_memory()
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)  # requests make little garbage in cycles
