@@ -14,4 +14,4 @@ ENV PRISM_HOME=/home/prism/.prism
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=2s --start-period=60s \
   CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/-/healthz', timeout=2)"
-CMD ["prism", "up", "--block"]
+CMD ["prism", "up", "--block", "--config", "config/container.yaml"]
