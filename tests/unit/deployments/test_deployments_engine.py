@@ -251,3 +251,22 @@ async def test_less_urgent_work_does_not_make_an_urgent_request_late():
     assert not (await urgent).errors
     await asyncio.gather(*background)
     bench.engine.close()
+
+
+async def test_a_batch_of_microseconds_runs_on_the_loop_and_a_longer_one_in_the_thread():
+    quick = BatchPolicy(max_rows=8, max_queue_rows=32, costs=CostCurve.of({1: 1e-5, 4: 1e-5, 8: 1.0}))
+    bench = Bench(quick)
+    threads = []
+    run = bench.runtime.run
+
+    def traced(inputs):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return run(inputs)
+
+    bench.runtime.run = traced
+    first, second = bench.submit(batch(1.0)), bench.submit(batch(2.0, 3.0))
+    np.testing.assert_array_equal((await first).outputs[0][:, 0], [2.0])
+    np.testing.assert_array_equal((await second).outputs[0][:, 0], [4.0, 6.0])
+    assert not (await bench.submit(batch(*[4.0] * 8))).errors
+    assert threads == [True, True, False]
+    bench.engine.close()
