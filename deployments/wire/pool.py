@@ -43,6 +43,7 @@ from deployments.wire.lanes import Lanes
 Outcome = TensorAnswer | ServingError
 
 MAX_ATTEMPTS = 2
+HOLD_S = 0.002  # a busy replica with longer work is not sent a partial micro-batch: a hop takes a tenth of that
 SILENCE_S = 1.0  # the least silence that sets a replica aside
 BUSY_PING_S = 0.3  # how often a replica that owes answers is asked for a sign of life
 IDLE_PING_S = 1.0
@@ -224,12 +225,22 @@ class Pool:
                 break
         while self._lanes:
             peer = self._choose()
-            if peer is None:
+            if peer is None or self._better_held(peer):
                 return
             taken = self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)
             if not taken:
                 return
             self._send(peer, taken, now_s)
+
+    def _better_held(self, peer: Peer) -> bool:
+        """Whether what waits should wait here for company: it does not fill a micro-batch, and the replica is busy for
+        so long that one sent when it is free comes soon enough. Sent now, it would run as small as it is."""
+        settings = self.settings
+        return (
+            peer.outstanding_rows > 0
+            and self.waiting_rows < settings.batch_rows
+            and settings.run_s(min(peer.outstanding_rows, settings.batch_rows)) > HOLD_S
+        )
 
     def _choose(self) -> Peer | None:
         """The replica with the fewest outstanding rows among those with a free slot."""

@@ -93,6 +93,35 @@ def test_what_arrives_while_every_slot_is_taken_goes_with_the_next_micro_batch()
     assert caller.outcome("a").data == (b"a",)
 
 
+def test_a_replica_with_long_work_is_sent_a_full_micro_batch_or_waits_until_it_is_free():
+    long = PoolSettings(4, 100, 2, 20, 1000, run_s=lambda rows: 0.05)
+    caller = connected(1, settings=long)
+    caller.submit("a")
+    assert caller.sends() == [(1, 1, ["a"])]  # idle: at once
+    caller.submit("b")
+    caller.submit("c")
+    assert caller.sends() == []  # two rows now would run as two rows then
+    caller.submit("d", rows=2)
+    assert caller.sends() == [(1, 2, ["b", "c", "d"])]  # full
+    caller.submit("e")
+    assert caller.sends() == []
+    caller.answer(1, 1, ["a"])
+    assert caller.sends() == []  # the full one runs
+    caller.answer(1, 2, ["b", "c", "d"])
+    assert caller.sends() == [(1, 3, ["e"])]
+
+
+def test_what_is_held_for_a_busy_replica_goes_to_an_idle_one():
+    long = PoolSettings(4, 100, 2, 20, 1000, run_s=lambda rows: 0.05)
+    caller = connected(1, settings=long)
+    caller.submit("a")
+    caller.step()
+    caller.submit("b")
+    assert caller.sends() == []
+    caller.pool.connected(2, 0, 0.0)
+    assert caller.sends() == [(2, 2, ["b"])]
+
+
 def test_a_micro_batch_has_at_most_the_configured_rows_and_bytes():
     caller = connected(1)
     for tag in "abc":
