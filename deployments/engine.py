@@ -353,7 +353,7 @@ class Engine:
     def _run_apart(self, job: _Job, error: ServingError) -> None:
         """Run each request of a failed batch alone, so that only those fail that cannot be answered."""
         if len(job.parts) == 1:
-            job.errors[0] = error
+            job.errors[0] = _bare(error)
             return
         answered: list[Arrays] = []
         offset = 0
@@ -363,9 +363,15 @@ class Engine:
             try:
                 answered.append(self._run(inputs, rows))
             except ServingError as own:
-                job.errors[position] = own
+                job.errors[position] = _bare(own)
         if answered:
             try:
                 job.outputs = tuple(np.concatenate(parts) for parts in zip(*answered, strict=True))
             except ValueError:  # outputs whose other dimensions differ from request to request
-                job.errors = {i: job.errors.get(i, error) for i in range(len(job.parts))}
+                job.errors = {i: job.errors.get(i, _bare(error)) for i in range(len(job.parts))}
+
+
+def _bare(error: ServingError) -> ServingError:
+    """The error without the frames it passed through: they hold the job that holds the error."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
