@@ -292,7 +292,7 @@ def _last_line(file: Path) -> dict[str, Any] | None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End Locust and its workers, which are one process group. On SIGINT it ends the run and writes its samples."""
-    for stop, wait_s in ((signal.SIGINT, 10.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+    for stop, wait_s in ((signal.SIGINT, 30.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
         if process.poll() is not None:
             break
         process.send_signal(stop)
