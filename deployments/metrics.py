@@ -202,10 +202,6 @@ class Metrics:
         """Have `read` called at every scrape."""
         self._registry.register(_Gauge(name, about, read))
 
-    def register(self, collector: Collector) -> None:
-        """Add any other collector to the scrape."""
-        self._registry.register(collector)
-
     def scrape(self) -> bytes:
         """Prometheus text, version 0.0.4."""
         return generate_latest(self._registry)

@@ -7,7 +7,6 @@ and reports addresses, health and load. No request reaches it through Serve exce
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from cluster.settings import Boot
 from converters.runtime import Runtime, open_runtime
 from deployments import scaling
 from deployments.engine import Engine
+from deployments.memory import freeze_start_up
 from deployments.wire.server import WireServer, WireSettings
 
 log = logging.getLogger("ray.serve")
@@ -74,9 +74,7 @@ class ModelReplica:
         )
         self._counted = (time.monotonic(), 0, 0, 0.0)
         self._capacity = self._costs.rows_per_s(self._record.signature.max_rows)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)  # requests make little garbage in cycles
+        freeze_start_up()
         log.info("%s:%s is ready after %.2f s", model, self._record.version, time.monotonic() - started_s)
 
     def _fetch(self, boot: Boot) -> Artifact:

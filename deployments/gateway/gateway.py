@@ -8,7 +8,6 @@ keeps.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from deployments.gateway.app import build_app
 from deployments.gateway.listener import HttpServer
 from deployments.gateway.membership import MEMBERSHIP, Addresses
 from deployments.gateway.routes import RoutingTable
-from deployments.memory import keep_freed_memory
+from deployments.memory import freeze_start_up, keep_freed_memory
 from deployments.metrics import Metrics
 from deployments.wire.client import VersionClient
 
@@ -59,7 +58,7 @@ class Gateway:
         self._statuses: dict[str, dict[str, VersionStatus]] = {}
         self._statuses_s = 0.0
         await asyncio.to_thread(self._read)
-        self._apply()
+        self._table.apply(self._follower.documents)
         self._table.know(self._statuses)
         app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token)
         sock = await asyncio.to_thread(open_door, boot.door, 10.0)
@@ -68,9 +67,7 @@ class Gateway:
         self._polled_s = time.monotonic()
         self._task = self._loop.create_task(self._follow())
         keep_freed_memory()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)  # requests make little garbage in cycles
+        freeze_start_up()
 
     def _read(self) -> bool:
         """Poll the store; in a thread. True if something changed."""
@@ -84,11 +81,6 @@ class Gateway:
                 pass
         return bool(changed)
 
-    def _apply(self) -> None:
-        documents = self._follower.documents
-        self._table.apply(documents)
-        self._metrics.keep({(model, version) for model, doc in documents.items() for version in doc.versions})
-
     async def _follow(self) -> None:
         """Keep the routing table like the store for as long as the gateway lives."""
         poll_s = self._boot.settings.gateway.poll_s
@@ -99,7 +91,7 @@ class Gateway:
                 await asyncio.sleep(poll_s)
             try:
                 if await asyncio.to_thread(self._read) or self._table.behind:
-                    self._apply()
+                    self._table.apply(self._follower.documents)
                 self._table.know(self._statuses)
             except ServingError as error:
                 log.warning("the routing table was not changed: %s", error.message)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -116,11 +115,3 @@ def best_classes(scores: np.ndarray[Any, np.dtype[Any]], k: int, labels: Sequenc
         for row, best in zip(scores, ranked.tolist(), strict=True)
         for i in best
     ]
-
-
-def fits(answer: TensorAnswer, signature: Signature) -> bool:
-    """Whether an answer's bytes are as many as its shapes say."""
-    return len(answer.data) == len(signature.outputs) and all(
-        spec.item_bytes == 0 or len(data) == prod(shape) * spec.item_bytes
-        for spec, shape, data in zip(signature.outputs, answer.shapes, answer.data, strict=True)
-    )
