@@ -25,28 +25,25 @@ from functools import partial
 from math import inf
 from typing import Any
 
-import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from cluster.errors import InvalidRequest, Overloaded, ServingError, TooLarge
+from cluster.errors import InvalidRequest, Overloaded, ServingError
 from cluster.names import Target
 from deployments.call import Buffer, TensorAnswer
-from deployments.gateway.admission import admit, without_upgrade
 from deployments.gateway.asgi import cycle_of, scope_of
 from deployments.gateway.exchanges import Exchange
 from deployments.gateway.inference import Inference
 from deployments.gateway.inflate import inflate
 from deployments.gateway.phases import BODY, CLOSING, DEAF, HEAD, IDLE, LINGER
+from deployments.gateway.receiving import NO_ROOM, Receiving
 from deployments.status import log_unknown, status_of
 
 MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
 LINGER_S = 2.0
-NO_ROOM = "requests that have arrived or are arriving take too much memory"
 
 
-class GatewayProtocol(HttpToolsProtocol):
+class GatewayProtocol(Receiving):
     """One connection."""
 
     def __init__(
@@ -58,18 +55,11 @@ class GatewayProtocol(HttpToolsProtocol):
         *,
         inference: Inference,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.inference = inference
+        super().__init__(config, server_state, app_state, _loop, inference=inference)
         self.access_log = False
-        self._http = inference.http
         self._queue: deque[Exchange] = deque()
-        self._receiving: Exchange | None = None
-        self._phase = IDLE
-        self._due_s = inf
         self._unwritable_s = inf  # since when the client reads too slowly
         self._unwritten = 0
-        self._head_bytes = 0
-        self._requests = 0
         self._unread = False  # the client may be sending what nobody will read
 
     # The transport's side.
@@ -90,34 +80,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self._receiving = None
         self._abandon_queue()
         super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self._phase >= DEAF:
-            return
-        requests = self._requests
-        while data:
-            try:
-                self.parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade(data[upgrade.args[0] :])
-            except httptools.HttpParserCallbackError as error:
-                self.broken(error.__context__ or error)
-                return
-            except httptools.HttpParserError as error:
-                if self._phase < DEAF:
-                    self._refuse(400, f"request: not HTTP/1.1: {str(error)[:100]}")
-                return
-        if self._phase is HEAD:
-            if requests == self._requests:
-                self._head_bytes += len(data)
-                if self._head_bytes > self._http.max_header_bytes:
-                    self._refuse(431, f"headers: at most {self._http.max_header_bytes} bytes are accepted")
-                    return
-            if self._due_s == inf:
-                self._due_s = time.monotonic() + self._http.header_timeout_s
-        elif self._phase is BODY and self._due_s == inf:
-            self._due_s = time.monotonic() + self._http.body_timeout_s
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -158,66 +120,18 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    # The parser's side.
+    # From request to response.
 
-    def on_message_begin(self) -> None:
-        if self._phase < DEAF:
-            self.url = b""
-            self.headers = []
-            self._head_bytes = 0
-            self._requests += 1
-            self._phase = HEAD
-            self._due_s = inf
-
-    def on_url(self, url: bytes) -> None:
-        if self._phase is HEAD:
-            self._head_bytes += len(url)
-            self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is HEAD:  # trailers are dropped
-            self._head_bytes += len(name) + len(value)
-            self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        parser = self.parser
-        if self._phase is not HEAD or parser.should_upgrade():
-            return
-        version = parser.get_http_version()
-        keep_alive = version == "1.1" and parser.should_keep_alive() and not self.inference.draining
-        exchange = Exchange(self, parser.get_method(), self.url, self.headers, keep_alive)
-        self._receiving = exchange
-        self._phase = BODY
-        self._due_s = inf
-        refusal = admit(exchange, version, self._head_bytes, self._http, self.inference.target)
-        if refusal is not None:
-            self._refuse(refusal.status, refusal.message, refusal.more)
-        elif b"expect" in exchange.fields and not self._queue and version == "1.1":
-            # Behind other responses it would be taken for theirs; a client sends its body anyway after a while.
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def on_body(self, body: bytes) -> None:
-        exchange = self._receiving
-        if exchange is None:
-            return
-        exchange.grow(body)
-        full = not self.inference.hold(exchange, exchange.held_bytes + len(body))
-        if exchange.held_bytes > exchange.most_bytes:
-            self._refuse_with(TooLarge(f"body: at most {exchange.most_bytes} bytes are accepted"))
-        elif full:
-            self._refuse_with(Overloaded(NO_ROOM))
-
-    def on_message_complete(self) -> None:
-        exchange = self._receiving
-        if exchange is None:
-            return
+    def _complete(self, exchange: Exchange) -> None:
         self._receiving = None
         exchange.since_s = time.monotonic()
-        self._queue.append(exchange)
+        queue = self._queue
+        queue.append(exchange)
         self._phase = IDLE if exchange.keep_alive else DEAF
         self._due_s = inf
-        self._keep(exchange)
-        if len(self._queue) >= MAX_QUEUED:
+        if self.inference.draining:
+            self._keep(exchange)
+        if len(queue) >= MAX_QUEUED:
             self.flow.pause_reading()
         if exchange.encoding:
             work = self.loop.run_in_executor(None, inflate, exchange.body(), exchange.encoding, exchange.most_bytes)
@@ -227,15 +141,13 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self._flush()
 
-    # From request to response.
-
     def answered(self, exchange: Exchange, outcome: TensorAnswer | ServingError) -> None:
         """The answer to a request that was submitted."""
         pending = exchange.pending
         if pending is None:
             raise AssertionError("an arm replies after submit has returned")
         exchange.pending = None  # its ticket leads back here: without this, every request would wait for the collector
-        keep = self._keep(exchange)
+        keep = self._keep(exchange) if self.inference.draining else exchange.keep_alive
         self._respond(exchange, self.inference.answer(pending, outcome, exchange.since_s, keep))
 
     def _keep(self, exchange: Exchange) -> bool:
@@ -245,7 +157,8 @@ class GatewayProtocol(HttpToolsProtocol):
         return exchange.keep_alive
 
     def _submit(self, exchange: Exchange, target: Target, body: Buffer) -> None:
-        self.inference.hold(exchange, 0)  # from here on the version's queue counts it
+        if exchange.held_bytes:
+            self.inference.hold(exchange, 0)  # from here on the version's queue counts it
         try:
             exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
         except Exception as error:
@@ -307,7 +220,8 @@ class GatewayProtocol(HttpToolsProtocol):
             if response is None:
                 return
             queue.popleft()
-            self.inference.hold(exchange, 0)
+            if exchange.held_bytes:
+                self.inference.hold(exchange, 0)
             if len(response) == 1:
                 transport.write(response[0])
             elif response:
@@ -323,8 +237,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # The end of a connection.
 
+    def _has_unanswered(self) -> bool:
+        return bool(self._queue)
+
     def _refuse(self, status: int, message: str, more: bytes = b"") -> None:
-        """Answer a request that will not be received, once it is its turn, and let it be the last."""
         self.inference.metrics.unknown.failed(status, 0.0)
         self._last_words(self.inference.refusal(status, message, keep=False, more=more))
 
@@ -339,6 +255,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.inference.hold(exchange, 0)
         exchange.chunks, exchange.whole = [], None
         exchange.keep_alive = False
+        self._missing = 0
         self._phase = DEAF
         self._due_s = inf
         self._unread = True
@@ -374,7 +291,6 @@ class GatewayProtocol(HttpToolsProtocol):
             exchange.abandon()
 
     def broken(self, error: BaseException) -> None:
-        """A fault of ours: nobody knows what is still to be written, so the connection ends here."""
         log_unknown(error, "in a connection, which is closed")
         self._phase = CLOSING
         self.transport.abort()
@@ -383,18 +299,3 @@ class GatewayProtocol(HttpToolsProtocol):
         self._phase = CLOSING
         self._due_s = time.monotonic() + self._http.write_timeout_s
         self.transport.close()
-
-    def _without_upgrade(self, rest: bytes) -> bytes:
-        """The request that asked for another protocol once more, as one that does not, and what came behind it.
-
-        The parser stops at such a request, and a new one goes on.
-        """
-        if self._phase is not HEAD:
-            return b""
-        method = self.parser.get_method()
-        if method == b"CONNECT":
-            self._refuse(405, "CONNECT: not offered")
-            return b""
-        self.parser = httptools.HttpRequestParser(self)
-        # The offer belongs into a connection's first request; closing after a later one bounds the work.
-        return without_upgrade(method, self.url, self.headers, close=self._requests > 1) + rest

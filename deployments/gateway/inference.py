@@ -19,6 +19,7 @@ from cluster.names import Target
 from cluster.settings import Settings
 from deployments.call import Arm, Buffer, Reply, TensorAnswer, Ticket
 from deployments.gateway.dispatch import Dispatcher
+from deployments.gateway.heads import KnownHeads
 from deployments.gateway.targets import infer_target
 from deployments.metrics import Cell, Metrics
 from deployments.oip.codec import InferCodec
@@ -74,6 +75,7 @@ class Inference:
     Attributes:
         draining: Answers say `Connection: close`, and health checks fail.
         buffered_bytes: Bodies that are arriving, being inflated or waiting for their turn on a connection.
+        heads: Of requests that came before.
     """
 
     def __init__(self, dispatcher: Dispatcher, settings: Settings, metrics: Metrics) -> None:
@@ -82,6 +84,7 @@ class Inference:
         self.http = settings.http
         self.draining = False
         self.buffered_bytes = 0
+        self.heads = KnownHeads()
         self._limits = Limits(
             max_json_bytes=min(MAX_JSON_BYTES, settings.http.max_body_bytes),
             max_json_depth=settings.http.max_json_depth,
