@@ -109,6 +109,11 @@ class Artifact:
         points = self.profile().get("devices", {}).get(device, {}).get("seconds_by_rows", {})
         return CostCurve.of({int(rows): float(s) for rows, s in points.items()})
 
+    def memory_bytes(self, device: str = "cpu") -> int:
+        """What loading it and running its largest batch took on `device`; 0 if that was not measured."""
+        measured = self.profile().get("devices", {}).get(device, {}).get("rss_bytes", 0)
+        return max(0, int(measured))
+
 
 def write_manifest(path: Path, manifest: Manifest) -> Artifact:
     """Write `manifest` into the directory and read the artifact back."""

@@ -32,7 +32,7 @@ Statuses = Mapping[str, VersionStatus]
 def version_record(
     artifact: Artifact, uri: str, size_bytes: int, *, by: str, created_s: float, version: str = "1", device: str = "cpu"
 ) -> VersionRecord:
-    """The record of a version that is `artifact`, which lies at `uri`; its costs are those measured on `device`."""
+    """The record of a version that is `artifact`, which lies at `uri`, with the costs and memory measured on `device`."""
     manifest = artifact.manifest
     return VersionRecord(
         version=version,
@@ -45,6 +45,7 @@ def version_record(
         created_s=created_s,
         by=by,
         costs=artifact.cost_curve(device),
+        memory_bytes=artifact.memory_bytes(device),
         class_labels=manifest.labels,
     )
 

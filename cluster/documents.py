@@ -16,6 +16,7 @@ import msgspec
 from cluster.costs import CostCurve
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound
 from cluster.names import Target, check_label, check_model, check_version
+from cluster.selectors import check_selector
 from cluster.splits import TrafficSplit
 from cluster.tensors import Signature
 
@@ -26,13 +27,20 @@ State = Literal["REGISTERED", "LOADING", "READY", "DEGRADED", "ASLEEP", "DRAININ
 
 @dataclass(frozen=True, slots=True)
 class DeploySettings:
-    """How a version is to be served. Replicas autoscale between `min_replicas` and `max_replicas`."""
+    """How a version is to be served. Replicas autoscale between `min_replicas` and `max_replicas`.
+
+    `num_cpus`, `num_gpus`, `memory_bytes` and `on` are what one replica needs of a node; what no node has is waited for
+    (`cluster.policy.placement`). `accelerator` "auto" takes a GPU where the cluster has one.
+    """
 
     min_replicas: int = 1
     max_replicas: int = 1
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_gpus: float = 0.0  # a share up to 1, or whole GPUs; 0 with accelerator "gpu": one
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    memory_bytes: int | None = None  # None: by the artifact's profile; 0: none is reserved
+    on: dict[str, str] = field(default_factory=dict)  # node label -> value, "!value", "in(a,b)" or "!in(a,b)"
+    cpu_fallback: bool = False  # a replica that was given a GPU may compute on the CPU if its runtime cannot use one
     max_batch_rows: int = 0  # 0: what the artifact's profile says pays
     max_wait_s: float = 0.0
     max_queue_rows: int = 1024  # per replica
@@ -47,7 +55,9 @@ class DeploySettings:
             ("min_replicas", 0 <= self.min_replicas <= self.max_replicas, "0 to max_replicas"),
             ("max_replicas", 1 <= self.max_replicas <= 1000, "1 to 1000"),
             ("num_cpus", 0 <= self.num_cpus <= 1024, "0 to 1024"),
-            ("num_gpus", 0 <= self.num_gpus <= 64, "0 to 64"),
+            ("num_gpus", _whole_or_share(self.num_gpus), "a share up to 1, or a whole number up to 64"),
+            ("accelerator", self.accelerator in ("auto", "cpu", "gpu"), "auto, cpu or gpu"),
+            ("memory_bytes", self.memory_bytes is None or 0 <= self.memory_bytes <= 1 << 50, "0 bytes to 1 PiB"),
             ("max_batch_rows", 0 <= self.max_batch_rows <= 65536, "0 to 65536"),
             ("max_wait_s", 0 <= self.max_wait_s <= 10, "0 to 10 seconds"),
             ("max_queue_rows", 1 <= self.max_queue_rows <= 10_000_000, "1 to 10,000,000"),
@@ -59,6 +69,10 @@ class DeploySettings:
         ):
             if not ok:
                 raise InvalidRequest(f"deploy.{name}: expected {expected}, got {getattr(self, name)}")
+        if self.num_gpus and self.accelerator == "cpu":
+            raise InvalidRequest(f"deploy.num_gpus: expected 0 with accelerator cpu, got {self.num_gpus:g}")
+        for label, value in self.on.items():
+            check_selector(label, value)
         if self.max_batch_rows > self.max_queue_rows:
             raise InvalidRequest(
                 f"deploy.max_batch_rows: a batch of {self.max_batch_rows} rows can never fill "
@@ -70,8 +84,8 @@ class DeploySettings:
 class VersionRecord:
     """One published version: which artifact it is and, if `deploy` is set, that and how it is to be served.
 
-    `uri` is where the artifact lies (a path or any fsspec URL), `digest` its identity. Signature, costs and class
-    labels are copied here so that a gateway needs no artifact files.
+    `uri` is where the artifact lies (a path or any fsspec URL), `digest` its identity. Signature, costs, memory and
+    class labels are copied here so that a gateway needs no artifact files.
     """
 
     version: str
@@ -84,6 +98,7 @@ class VersionRecord:
     created_s: float
     by: str = ""
     costs: CostCurve = field(default_factory=CostCurve)
+    memory_bytes: int = 0  # what loading it and its largest batch took when it was profiled; 0: not measured
     class_labels: tuple[str, ...] = ()
     deploy: DeploySettings | None = None
 
@@ -147,7 +162,8 @@ class VersionStatus:
     """What the controller last saw of one version.
 
     `ready_once`: a replica of this digest was ready since the version was deployed. `spec`: the `spec_of` that all
-    its replicas run, "" while a change is under way.
+    its replicas run, "" while a change is under way. Of `target_replicas`, `replicas` answer and `pending` wait for a
+    node that has what they need; the others are starting. `accelerator` is what they are placed for: "cpu" or "gpu".
     """
 
     version: str
@@ -159,6 +175,8 @@ class VersionStatus:
     digest: str = ""
     spec: str = ""
     at_s: float = 0.0
+    pending: int = 0
+    accelerator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +189,11 @@ class AuditEntry:
     at_s: float
     reason: str
     document: ModelDocument
+
+
+def _whole_or_share(gpus: float) -> bool:
+    """Ray gives out GPUs whole, or shares of a single one."""
+    return 0 <= gpus <= 64 and (gpus <= 1 or gpus == int(gpus))
 
 
 def spec_of(record: VersionRecord) -> str:

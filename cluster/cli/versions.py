@@ -13,6 +13,7 @@ import click
 from cluster import changes, operations
 from cluster.artifact import Artifact
 from cluster.cli.output import emit, home_option, json_option
+from cluster.cli.resources import resource_options, resources
 from cluster.cli.session import Session, connect
 from cluster.documents import DeploySettings, ModelDocument, VersionStatus, spec_of
 from cluster.errors import InvalidRequest, OperatorError
@@ -58,8 +59,7 @@ def publish(model: str, artifact_dir: Path, allow_same: bool, reason: str, home:
 @click.argument("target", metavar="MODEL:VERSION")
 @click.option("--min", "min_replicas", type=int, help="Fewest replicas; 0: asleep until a request comes.")
 @click.option("--max", "max_replicas", type=int, help="Most replicas.")
-@click.option("--cpus", "num_cpus", type=float, help="CPUs, and threads, of one replica.")
-@click.option("--gpus", "num_gpus", type=float, help="GPUs of one replica, or a share of one.")
+@resource_options
 @click.option("--batch-rows", "max_batch_rows", type=int, help="Most rows of one batch; 0: what the profile says pays.")
 @click.option("--max-wait-ms", type=float, help="How long a batch may wait to be filled.")
 @click.option("--queue-rows", "max_queue_rows", type=int, help="Most rows that wait in one replica.")
@@ -94,7 +94,7 @@ def deploy(
     FAILED is tried again at once.
     """
     asked = Target.parse(target)
-    overrides = {name: value for name, value in options.items() if value is not None}
+    overrides = {**resources(options), **{name: value for name, value in options.items() if value is not None}}
     if max_wait_ms is not None:
         overrides["max_wait_s"] = max_wait_ms / 1000
     if no_wait and take_traffic:
