@@ -5,19 +5,21 @@ Everything happens in a folder beside the target, which gets its name only when 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
-from cluster.artifact import Artifact, sha256_of
+from cluster.artifact import Artifact, hash_files, sha256_of
 from cluster.errors import InvalidRequest, OperatorError
 from converters.candidate import Candidate, Options, Say
-from converters.formats import Format, source_format, target_format
+from converters.formats import Format, source_format
 from converters.proof import prove, reference_from
-from converters.table import CONVERTERS, Step, way
+from converters.table import Route, target_format, way
 
 
 def silent(text: str) -> None:
@@ -37,7 +39,7 @@ def convert(
         source: Weights (`.safetensors`, `.pth`, `.pt`), `.pt2` or `.onnx`.
         out: The artifact's directory for one target; for several, the folder that gets one directory per target,
             named after it. It must not exist, or be empty.
-        targets: Names of `formats.TARGETS`.
+        targets: Names of `table.targets()`.
         options: Data, tolerances and what else the source needs.
         say: Told what happens next.
 
@@ -52,10 +54,11 @@ def convert(
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     if not wanted:
         raise InvalidRequest("to: expected at least one target, got none")
-    if Format.INT8 in wanted and options.calibrate is None:
-        raise InvalidRequest("calibrate: INT8 needs calibration data (--calibrate data.npz), got none")
     start = source_format(source)
     ways = {target: way(start, target) for target in wanted}
+    needing = [target for target in wanted if any(step.calibrates for step in ways[target])]
+    if needing and options.calibrate is None:
+        raise InvalidRequest(f"calibrate: {needing[0]} needs calibration data (--calibrate data.npz), got none")
     _check_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +69,9 @@ def convert(
         origin = Candidate(
             path=source,
             precision="fp32",
-            source={"kind": start.value, "file": source.name, "sha256": sha256_of(source)},
+            source={"kind": start.value, "file": source.name, "sha256": sha256_of_tree(source)},
         )
-        candidates: dict[Step, Candidate] = {}
+        candidates: dict[Route, Candidate] = {}
         for target in wanted:
             candidate = origin
             for step in ways[target]:
@@ -82,17 +85,23 @@ def convert(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _take(step: Step, candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
-    source, target = step
-    if source == Format.ONNX and not candidate.reference:
-        # What is made from an ONNX file is compared with that file's own answers.
+def _take(step: Route, candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    if candidate.cases and not candidate.reference:
+        # What is made from a file that came without a source is compared with that file's own answers.
         reference = reference_from(candidate, options)
-        candidate = replace(candidate, reference=reference, reference_kind="onnx")
-    folder = work / target.value
+        candidate = replace(candidate, reference=reference, reference_kind=candidate.format)
+    folder = work / step.target.value
     folder.mkdir()
-    module, name = CONVERTERS[step].split(":")
+    module, name = step.convert.split(":")
     run: Callable[[Candidate, Path, Options, Say], Candidate] = getattr(import_module(module), name)
-    return run(candidate, folder, options, _prefixed(say, target))
+    return replace(run(candidate, folder, options, _prefixed(say, step.target)), folder=folder)
+
+
+def sha256_of_tree(path: Path) -> str:
+    """SHA-256 in hex of a file, or of the names and SHA-256s of a folder's files."""
+    if path.is_file():
+        return sha256_of(path)
+    return sha256(json.dumps(hash_files(path), sort_keys=True).encode()).hexdigest()
 
 
 def _prefixed(say: Say, target: Format) -> Say:

@@ -58,8 +58,20 @@ class Case:
 class Candidate:
     """A model in the middle of a conversion.
 
-    `reference` holds the source's outputs per case, each in output order, and `reference_kind` who computed them;
-    both are empty for a model that nothing can be compared with. `max_rows` is the most rows the model itself allows.
+    Attributes:
+        path: The model's file. What belongs to it lies beside it, or in folders below `folder`.
+        precision: A key of `parity.TOLERANCES`.
+        source: Where it came from: at least `kind`, `file` and `sha256`.
+        cases: The calls that it is proved on.
+        reference: The source's outputs per case, each in output order; empty if nothing can be compared with.
+        reference_kind: Who computed `reference`.
+        tools: Versions, by name, of what made it.
+        notes: What the user should know.
+        max_rows: The most rows that the model itself allows.
+        format: The key of `runtime.RUNTIMES` that executes it.
+        folder: The artifact's directory, which the conversion's caller fills in.
+        unexecuted: Why this machine cannot run it; empty where it can.
+        extra: For the manifest's `extra`.
     """
 
     path: Path
@@ -71,3 +83,12 @@ class Candidate:
     tools: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     max_rows: int = 1 << 30
+    format: str = "onnx"
+    folder: Path | None = None
+    unexecuted: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """The artifact's directory."""
+        return self.folder or self.path.parent

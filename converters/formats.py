@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from enum import StrEnum
 from pathlib import Path
 
@@ -12,14 +13,12 @@ class Format(StrEnum):
     """A kind of model on disk. Targets are what `--to` takes."""
 
     TORCH = "torch"  # weights (safetensors, state dict) with a factory, or a pickled module
+    TORCHSCRIPT = "torchscript"
     PT2 = "pt2"  # torch.export
     ONNX_FILE = "onnx-file"  # an ONNX file from elsewhere, not yet checked
     ONNX = "onnx"
     INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
 
-
-SOURCES = (Format.TORCH, Format.PT2, Format.ONNX_FILE)
-TARGETS = (Format.ONNX, Format.INT8)
 
 _BY_SUFFIX = {
     ".safetensors": Format.TORCH,
@@ -30,20 +29,40 @@ _BY_SUFFIX = {
     ".onnx": Format.ONNX_FILE,
 }
 
+# A folder is known by a file in it.
+_BY_MEMBER: dict[str, Format] = {}
+
+SOURCES = tuple(dict.fromkeys([*_BY_SUFFIX.values(), *_BY_MEMBER.values(), Format.TORCHSCRIPT]))
+
 
 def source_format(path: Path) -> Format:
-    """The format of a source file, by its suffix. Raises: InvalidRequest if it is missing or of no known kind."""
+    """The format of a source by its suffix, or by what is in it where suffixes are shared.
+
+    Raises: InvalidRequest if it is missing or of no known kind.
+    """
+    if path.is_dir():
+        for member, folder_format in _BY_MEMBER.items():
+            if (path / member).is_file():
+                return folder_format
+        raise InvalidRequest(f"source: expected a file{_folders()}, {path} is a folder")
     if not path.is_file():
-        raise InvalidRequest(f"source: expected a file, {path} is {'a folder' if path.is_dir() else 'not there'}")
+        raise InvalidRequest(f"source: expected a file{_folders()}, {path} is not there")
     found = _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
         raise InvalidRequest(f"source: expected a file ending in {', '.join(_BY_SUFFIX)}, got {path.name!r}")
-    return found
+    return Format.TORCHSCRIPT if found == Format.TORCH and _holds_script(path) else found
 
 
-def target_format(name: str) -> Format:
-    """The target called `name`. Raises: InvalidRequest."""
-    for target in TARGETS:
-        if target.value == name:
-            return target
-    raise InvalidRequest(f"to: expected some of {', '.join(TARGETS)}, got {name!r}")
+def _folders() -> str:
+    return f" or a folder with {' or '.join(_BY_MEMBER)}" if _BY_MEMBER else ""
+
+
+def _holds_script(path: Path) -> bool:
+    """Whether a torch file is a TorchScript archive: those carry their code as text."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False

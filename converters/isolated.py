@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.errors import ConversionFailed, EngineFailed, error_from_wire
 from cluster.tensors import TensorSpec
-from converters.runtime import Arrays
+from converters.runtime import Arrays, Specs
 
 TIMEOUT_S = 900.0
 
@@ -55,9 +55,9 @@ def ending(code: int, stderr: bytes) -> str:
     return f"failed ({code}): {last[-1][:300]}" if last else f"failed ({code})"
 
 
-def describe(model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Input and output specs of an ONNX file. Raises: as `run_task`, and for types the protocol does not have."""
-    reply = run_task({"task": "describe", "model": str(model)}, "loading the model")
+def describe(model: Path, format_name: str = "onnx") -> tuple[Specs, Specs]:
+    """Input and output specs of a model file. Raises: as `run_task`, and for types the protocol does not have."""
+    reply = run_task({"task": "describe", "model": str(model), "format": format_name}, "loading the model")
     inputs, outputs = (
         tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in reply[side])
         for side in ("inputs", "outputs")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,8 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     say(f"quantising to INT8 with {len(calls)} calibration calls")
     target = work / MODEL_FILE
     _quantise(candidate.path, work / "prepared.onnx", target, calls)
-    return Candidate(
-        path=target,
-        precision="int8",
-        source=candidate.source,
-        cases=candidate.cases,
-        reference=candidate.reference,
-        reference_kind=candidate.reference_kind,
-        tools={**candidate.tools, "onnxruntime": ort.__version__},
-        notes=candidate.notes,
-        max_rows=candidate.max_rows,
-    )
+    tools = {**candidate.tools, "onnxruntime": ort.__version__}
+    return replace(candidate, path=target, precision="int8", tools=tools)
 
 
 def _quantise(source: Path, prepared: Path, target: Path, calls: Sequence[Mapping[str, np.ndarray]]) -> None:

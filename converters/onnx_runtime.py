@@ -99,6 +99,12 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> OnnxRun
     return OnnxRuntime(session, signature)
 
 
+def describe_model(model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Input and output specs of an ONNX file. Raises: as `open_session` and `specs_of`."""
+    session = open_session(model)
+    return specs_of(session.get_inputs()), specs_of(session.get_outputs())
+
+
 def open_session(path: Path, threads: int = 1, accelerator: str = "cpu") -> ort.InferenceSession:
     """A session over the model file.
 

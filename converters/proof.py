@@ -45,9 +45,9 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Artifact:
 
     Raises: ConversionFailed if the model cannot be run or does not agree with its source.
     """
-    folder = candidate.path.parent
+    folder = candidate.root
     options = replace(options, max_rows=min(options.max_rows, candidate.max_rows))
-    inputs, outputs = describe(candidate.path)
+    inputs, outputs = describe(candidate.path, candidate.format)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
     _write_sample(folder, candidate.cases, inputs)
     artifact = write_manifest(folder, _manifest(candidate, loose, options, files={}))
@@ -82,9 +82,9 @@ def reference_from(candidate: Candidate, options: Options) -> tuple[Arrays, ...]
 
     Raises: ConversionFailed if it fails on one of them.
     """
-    inputs, outputs = describe(candidate.path)
+    inputs, outputs = describe(candidate.path, candidate.format)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
-    artifact = write_manifest(candidate.path.parent, _manifest(candidate, loose, options, files={}))
+    artifact = write_manifest(candidate.root, _manifest(candidate, loose, options, files={}))
     return ask(artifact, candidate.cases, inputs, False, options.threads).cases
 
 
@@ -198,16 +198,16 @@ def _manifest(
     candidate: Candidate, signature: Signature, options: Options, files: dict[str, str], notes: Sequence[str] = ()
 ) -> Manifest:
     return Manifest(
-        format="onnx",
+        format=candidate.format,
         precision=candidate.precision,
-        model_file=candidate.path.name,
+        model_file=candidate.path.relative_to(candidate.root).as_posix(),
         signature=signature,
         source=dict(candidate.source),
         tools={"prism": __version__, "python": platform.python_version(), **candidate.tools},
         files=files,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         labels=options.labels,
-        extra={"notes": list(notes)} if notes else {},
+        extra={**candidate.extra, **({"notes": list(notes)} if notes else {})},
     )
 
 

@@ -7,19 +7,43 @@ torch nor any other framework.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from cluster.artifact import Artifact
-from cluster.errors import InvalidRequest
-from cluster.tensors import Signature
+from cluster.errors import EngineFailed, InvalidRequest
+from cluster.tensors import Signature, TensorSpec
 
 Arrays = tuple[np.ndarray, ...]
 
+Specs = tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeEntry:
+    """How artifacts of one format are executed. Names are `module:function`.
+
+    Attributes:
+        open: `(artifact: Artifact, threads: int, accelerator: str) -> Runtime`, raising as `open_runtime`.
+        describe: `(model: Path) -> (input specs, output specs)` of a model file, as the runtime itself sees it.
+        needs: Modules it imports.
+    """
+
+    open: str
+    describe: str
+    needs: tuple[str, ...]
+
+
+# By the `format` of a manifest.
 RUNTIMES = {
-    "onnx": "converters.onnx_runtime:open_artifact",
+    "onnx": RuntimeEntry(
+        "converters.onnx_runtime:open_artifact", "converters.onnx_runtime:describe_model", ("onnxruntime",)
+    ),
 }
 
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -65,9 +89,30 @@ def open_runtime(artifact: Artifact, threads: int = 1, accelerator: str = "cpu")
         raise InvalidRequest(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {accelerator!r}")
     if threads < 1:
         raise InvalidRequest(f"threads: expected at least 1, got {threads}")
-    entry = RUNTIMES.get(artifact.manifest.format)
-    if entry is None:
-        raise InvalidRequest(f"format: expected one of {', '.join(RUNTIMES)}, got {artifact.manifest.format!r}")
-    module, name = entry.split(":")
-    opener: Callable[[Artifact, int, str], Runtime] = getattr(import_module(module), name)
+    opener: Callable[[Artifact, int, str], Runtime] = _load(entry_of(artifact.manifest.format).open)
     return opener(artifact, threads, accelerator)
+
+
+def describe_model(format_name: str, model: Path) -> tuple[Specs, Specs]:
+    """Input and output specs of a model file, as the runtime of `format_name` sees them.
+
+    Raises: as `open_runtime`; also InvalidRequest for types that the protocol does not have.
+    """
+    describe: Callable[[Path], tuple[Specs, Specs]] = _load(entry_of(format_name).describe)
+    return describe(model)
+
+
+def entry_of(format_name: str) -> RuntimeEntry:
+    """The registry's entry. Raises: InvalidRequest for an unknown format, EngineFailed if its runtime is missing."""
+    entry = RUNTIMES.get(format_name)
+    if entry is None:
+        raise InvalidRequest(f"format: expected one of {', '.join(RUNTIMES)}, got {format_name!r}")
+    missing = [name for name in entry.needs if find_spec(name) is None]
+    if missing:
+        raise EngineFailed(f"format {format_name}: its runtime needs {', '.join(missing)}, not installed")
+    return entry
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

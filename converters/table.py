@@ -9,52 +9,89 @@ from collections import deque
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from cluster.errors import ConversionFailed
-from converters.formats import Format
-
-Step = tuple[Format, Format]
-
-# Each names `convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate`.
-CONVERTERS: dict[Step, str] = {
-    (Format.TORCH, Format.ONNX): "converters.torch_onnx:convert",
-    (Format.PT2, Format.ONNX): "converters.torch_onnx:convert",
-    (Format.ONNX_FILE, Format.ONNX): "converters.onnx_file:convert",
-    (Format.ONNX, Format.INT8): "converters.onnx_int8:convert",
-}
-
-# Modules that a step imports; the extra that brings them is named where they are missing.
-NEEDS: dict[Step, tuple[str, ...]] = {
-    (Format.TORCH, Format.ONNX): ("torch", "onnx", "onnxscript", "safetensors"),
-    (Format.PT2, Format.ONNX): ("torch", "onnx", "onnxscript"),
-    (Format.ONNX_FILE, Format.ONNX): ("onnx", "onnxruntime"),
-    (Format.ONNX, Format.INT8): ("onnx", "onnxruntime"),
-}
-
-EXTRA_OF = {"torch": "torch", "onnxscript": "torch", "safetensors": "torch"}
+from cluster.errors import ConversionFailed, InvalidRequest
+from converters.formats import SOURCES, Format
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One step, with the modules it needs that are not installed."""
+    """One step from a format to another.
+
+    Attributes:
+        convert: `module:function` of `(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate`.
+        needs: Modules that the step, and the runtime of what it makes, import.
+        what: What is made, for people who choose a target.
+        calibrates: Whether it needs the user's calibration data.
+    """
 
     source: Format
     target: Format
+    convert: str
     needs: tuple[str, ...]
-    missing: tuple[str, ...]
+    what: str
+    calibrates: bool = False
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(name for name in self.needs if not _installed(name))
 
 
-def routes() -> tuple[Route, ...]:
-    """Every step of the table."""
-    return tuple(Route(step[0], step[1], NEEDS[step], _missing(step)) for step in CONVERTERS)
+ROUTES: tuple[Route, ...] = (
+    Route(
+        Format.TORCH,
+        Format.ONNX,
+        "converters.torch_onnx:convert",
+        ("torch", "onnx", "onnxscript", "safetensors"),
+        "FP32 ONNX, opset 20, free rows",
+    ),
+    Route(
+        Format.PT2,
+        Format.ONNX,
+        "converters.torch_onnx:convert",
+        ("torch", "onnx", "onnxscript"),
+        "FP32 ONNX, opset 20, free rows",
+    ),
+    Route(
+        Format.ONNX_FILE,
+        Format.ONNX,
+        "converters.onnx_file:convert",
+        ("onnx", "onnxruntime"),
+        "the same model, checked",
+    ),
+    Route(
+        Format.ONNX,
+        Format.INT8,
+        "converters.onnx_int8:convert",
+        ("onnx", "onnxruntime"),
+        "INT8 for CPUs: static, unsigned activations, signed weights per channel",
+        calibrates=True,
+    ),
+)
+
+# The extra of this package that brings a module; what every installation has is not listed.
+EXTRA_OF = {"torch": "torch", "onnxscript": "torch", "safetensors": "torch"}
 
 
-def way(source: Format, target: Format) -> tuple[Step, ...]:
+def targets() -> tuple[Format, ...]:
+    """What `--to` takes, in the table's order."""
+    return tuple(dict.fromkeys(route.target for route in ROUTES if route.target not in SOURCES))
+
+
+def target_format(name: str) -> Format:
+    """The target called `name`. Raises: InvalidRequest."""
+    for target in targets():
+        if target.value == name:
+            return target
+    raise InvalidRequest(f"to: expected some of {', '.join(targets())}, got {name!r}")
+
+
+def way(source: Format, target: Format) -> tuple[Route, ...]:
     """The shortest chain of steps from `source` to `target`.
 
     Raises: ConversionFailed if there is none, or if a step of it needs a module that is not installed.
     """
     steps = shortest(source, target)
-    missing = sorted({name for step in steps for name in _missing(step)})
+    missing = sorted({name for step in steps for name in step.missing})
     if missing:
         extras = sorted({EXTRA_OF[name] for name in missing if name in EXTRA_OF})
         hint = f" (pip install 'prism-serving[{','.join(extras)}]')" if extras else ""
@@ -62,20 +99,23 @@ def way(source: Format, target: Format) -> tuple[Step, ...]:
     return steps
 
 
-def shortest(source: Format, target: Format) -> tuple[Step, ...]:
+def shortest(source: Format, target: Format) -> tuple[Route, ...]:
     """The shortest chain of steps, installed or not. Raises: ConversionFailed if there is none."""
-    queue: deque[tuple[Step, ...]] = deque((step,) for step in CONVERTERS if step[0] == source)
+    queue: deque[tuple[Route, ...]] = deque((route,) for route in ROUTES if route.source == source)
     seen = {source}
     while queue:
         chain = queue.popleft()
-        end = chain[-1][1]
+        end = chain[-1].target
         if end == target:
             return chain
         if end not in seen:
             seen.add(end)
-            queue.extend((*chain, step) for step in CONVERTERS if step[0] == end)
+            queue.extend((*chain, route) for route in ROUTES if route.source == end)
     raise ConversionFailed(f"no conversion leads from {source} to {target}")
 
 
-def _missing(step: Step) -> tuple[str, ...]:
-    return tuple(name for name in NEEDS[step] if find_spec(name) is None)
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False

@@ -18,13 +18,13 @@ from cluster.errors import ServingError
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
-    """The inputs and outputs of an ONNX file, as ONNX Runtime sees them."""
-    from converters.onnx_runtime import open_session, specs_of
+    """The inputs and outputs of a model file, as the runtime of its format sees them."""
+    from converters.runtime import describe_model
 
-    session = open_session(Path(request["model"]))
+    inputs, outputs = describe_model(request["format"], Path(request["model"]))
     return {
-        side: [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs_of(nodes)]
-        for side, nodes in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
+        side: [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
+        for side, specs in (("inputs", inputs), ("outputs", outputs))
     }
 
 

@@ -27,7 +27,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option("--to", default="onnx", show_default=True, help="Targets, separated by commas: onnx, int8.")
+@click.option("--to", default="onnx", show_default=True, help="Targets, separated by commas; --list shows them.")
 @click.option(
     "-o",
     "--out",
@@ -74,7 +74,9 @@ def convert(
 ) -> None:
     """Convert SOURCE and prove that the result answers as the source does.
 
-    SOURCE is weights (.safetensors, .pth, .pt) with a --factory, a .pt2 of torch.export, or an .onnx file.
+    SOURCE is weights (.safetensors, .pth, .pt) with a --factory, a .pt2 of torch.export, an .onnx file, or another
+    kind that --list shows. Several targets fan out from the ONNX form: an engine cannot be converted further, so
+    `--to tensorrt-int8,tensorflow,tflite` makes all three in one command.
     """
     if list_routes:
         _print_routes(as_json)
@@ -192,25 +194,35 @@ def _summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _print_routes(as_json: bool) -> None:
-    from converters.table import routes
+    from converters.table import EXTRA_OF, ROUTES
 
-    found = routes()
     if as_json:
         emit(
             [
-                {"from": r.source.value, "to": r.target.value, "needs": list(r.needs), "missing": list(r.missing)}
-                for r in found
+                {
+                    "from": r.source.value,
+                    "to": r.target.value,
+                    "what": r.what,
+                    "needs": list(r.needs),
+                    "missing": list(r.missing),
+                }
+                for r in ROUTES
             ],
             as_json=True,
         )
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for name in ("from", "to", "needs", "state"):
-        table.add_column(name)
-    for r in found:
-        state = f"missing: {', '.join(r.missing)}" if r.missing else "ready"
-        table.add_row(r.source.value, r.target.value, ", ".join(r.needs), state)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("from", no_wrap=True)
+    table.add_column("to", no_wrap=True)
+    table.add_column("what")
+    table.add_column("state")
+    for r in ROUTES:
+        extras = sorted({EXTRA_OF[name] for name in r.missing if name in EXTRA_OF})
+        bring = f" (extra: {', '.join(extras)})" if extras else ""
+        state = f"missing: {', '.join(r.missing)}{bring}" if r.missing else "ready"
+        table.add_row(r.source.value, r.target.value, r.what, state)
     Console().print(table)

@@ -185,7 +185,7 @@ def test_an_interpreter_that_dies_is_a_failed_conversion(tmp_path, monkeypatch):
 
 
 def test_int8_needs_calibration_data(tmp_path):
-    with pytest.raises(InvalidRequest, match="calibrate: INT8 needs calibration data"):
+    with pytest.raises(InvalidRequest, match="calibrate: int8 needs calibration data"):
         convert(save(mlp_model(), tmp_path / "m.onnx"), tmp_path / "w", ("int8",), QUICK)
 
 

@@ -3,23 +3,34 @@
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
 from cluster.errors import ConversionFailed, InvalidRequest
 from converters import table
-from converters.formats import SOURCES, TARGETS, Format, source_format, target_format
-from converters.table import CONVERTERS, NEEDS, routes, shortest, way
+from converters.formats import SOURCES, Format, source_format
+from converters.runtime import RUNTIMES
+from converters.table import EXTRA_OF, ROUTES, Route, shortest, target_format, targets, way
 
 
-def test_every_source_leads_to_every_target():
-    for source in SOURCES:
-        for target in TARGETS:
-            assert shortest(source, target)[-1][1] == target
+def steps(source, target):
+    return [(route.source, route.target) for route in shortest(source, target)]
+
+
+def test_every_source_leads_to_every_target_made_of_onnx():
+    for source in {route.source for route in ROUTES} & set(SOURCES):
+        for target in (Format.ONNX, Format.INT8):
+            assert steps(source, target)[-1][1] == target
 
 
 def test_int8_from_torch_goes_through_onnx():
-    assert shortest(Format.TORCH, Format.INT8) == ((Format.TORCH, Format.ONNX), (Format.ONNX, Format.INT8))
+    assert steps(Format.TORCH, Format.INT8) == [(Format.TORCH, Format.ONNX), (Format.ONNX, Format.INT8)]
+
+
+def test_no_two_routes_make_the_same_step():
+    pairs = [(route.source, route.target) for route in ROUTES]
+    assert len(set(pairs)) == len(pairs)
 
 
 def test_no_way_back_to_torch():
@@ -28,18 +39,25 @@ def test_no_way_back_to_torch():
 
 
 def test_every_entry_names_a_function_that_exists():
-    assert set(CONVERTERS) == set(NEEDS)
-    for entry in CONVERTERS.values():
+    runtimes = [(name, entry.needs) for entry in RUNTIMES.values() for name in (entry.open, entry.describe)]
+    for entry, needs in [*((route.convert, route.needs) for route in ROUTES), *runtimes]:
         module, name = entry.split(":")
-        assert callable(getattr(import_module(module), name))
+        assert find_spec(module) is not None
+        if all(find_spec(needed) for needed in needs):
+            assert callable(getattr(import_module(module), name))
 
 
 def test_a_step_that_needs_what_is_not_installed_names_the_extra(monkeypatch):
-    monkeypatch.setitem(table.NEEDS, (Format.PT2, Format.ONNX), ("no_such_module_here", "onnx"))
-    monkeypatch.setitem(table.EXTRA_OF, "no_such_module_here", "torch")
-    with pytest.raises(ConversionFailed, match=r"needs no_such_module_here, not installed .*prism-serving\[torch\]"):
+    lacking = Route(Format.PT2, Format.INT8, "nowhere:convert", ("no_such_module_here", "no.such", "onnx"), "nothing")
+    monkeypatch.setattr(table, "ROUTES", (lacking,))
+    monkeypatch.setitem(EXTRA_OF, "no_such_module_here", "torch")
+    with pytest.raises(ConversionFailed, match=r"needs no\.such, no_such_module_here, .*prism-serving\[torch\]"):
         way(Format.PT2, Format.INT8)
-    assert {r.missing for r in routes() if r.source == Format.PT2} == {("no_such_module_here",)}
+
+
+def test_a_target_is_what_no_source_is():
+    assert Format.ONNX in targets()
+    assert not set(targets()) & set(SOURCES)
 
 
 def test_the_table_and_the_runtime_load_no_framework():
