@@ -32,7 +32,7 @@ Statuses = Mapping[str, VersionStatus]
 def version_record(
     artifact: Artifact, uri: str, size_bytes: int, *, by: str, created_s: float, version: str = "1", device: str = "cpu"
 ) -> VersionRecord:
-    """The record of a version that is `artifact`, which lies at `uri`, with the costs and memory measured on `device`."""
+    """The record of a version that is `artifact`, which lies at `uri`; costs and memory are those of `device`."""
     manifest = artifact.manifest
     return VersionRecord(
         version=version,
