@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from math import inf
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
+from cluster.policy.dispatch import better_held, least_loaded
 from deployments.call import Reply, TensorAnswer
 from deployments.wire.calls import (
     DONE,
@@ -43,7 +44,6 @@ from deployments.wire.lanes import Lanes
 Outcome = TensorAnswer | ServingError
 
 MAX_ATTEMPTS = 2
-HOLD_S = 0.002  # a busy replica with longer work is not sent a partial micro-batch: a hop takes a tenth of that
 SILENCE_S = 1.0  # the least silence that sets a replica aside
 BUSY_PING_S = 0.3  # how often a replica that owes answers is asked for a sign of life
 IDLE_PING_S = 1.0
@@ -224,7 +224,7 @@ class Pool:
             if not self._send_suspect(now_s):
                 break
         while self._lanes:
-            peer = self._choose()
+            peer = least_loaded(self.peers.values(), self.settings.in_flight)
             if peer is None or self._better_held(peer):
                 return
             taken = self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)
@@ -233,27 +233,9 @@ class Pool:
             self._send(peer, taken, now_s)
 
     def _better_held(self, peer: Peer) -> bool:
-        """Whether what waits should wait here for company: it does not fill a micro-batch, and the replica is busy for
-        so long that one sent when it is free comes soon enough. Sent now, it would run as small as it is."""
         settings = self.settings
-        return (
-            peer.outstanding_rows > 0
-            and self.waiting_rows < settings.batch_rows
-            and settings.run_s(min(peer.outstanding_rows, settings.batch_rows)) > HOLD_S
-        )
-
-    def _choose(self) -> Peer | None:
-        """The replica with the fewest outstanding rows among those with a free slot."""
-        limit = self.settings.in_flight
-        best: Peer | None = None
-        least = 0
-        for peer in self.peers.values():
-            if peer.draining or peer.silent or peer.exclusive or len(peer.calls) >= limit:
-                continue
-            rows = peer.outstanding_rows + peer.queue_rows
-            if best is None or rows < least:
-                best, least = peer, rows
-        return best
+        ahead_s = settings.run_s(min(peer.outstanding_rows, settings.batch_rows))
+        return better_held(peer.outstanding_rows, self.waiting_rows, settings.batch_rows, ahead_s)
 
     def _send_suspect(self, now_s: float) -> bool:
         """Give the first suspect to a replica that has nothing else, or keep one free for it."""
