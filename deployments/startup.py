@@ -14,10 +14,9 @@ import psutil
 
 METADATA = "start"  # its key in a replica's metadata
 
-# Importing this module is the first thing that a replica's own code does.
-IMPORTED_S = time.time()
-
-PROCESS, IMPORTS, FETCH, LOAD, WARM_UP, LISTEN = "process", "import", "fetch", "load", "warm-up", "listen"
+PROCESS, FETCH, LOAD, WARM_UP, LISTEN = "process", "fetch", "load", "warm-up", "listen"
+"""Ray's worker with all imports; the artifact, read and verified; the runtime's session; the sample run through it;
+sockets bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ class Start:
 class Stopwatch:
     """Begins where the process did; `lap` ends a step, which the next one follows without a gap."""
 
-    def __init__(self, process_started_s: float, imported_s: float = IMPORTED_S) -> None:
-        """Both are Unix times. A process that was kept ready for whatever comes had its imports done before."""
-        self._steps: dict[str, float] = {PROCESS: max(0.0, imported_s - process_started_s)}
-        self._at_s = max(imported_s, process_started_s)
+    def __init__(self, process_started_s: float) -> None:
+        """`process_started_s`: Unix time. Ray may have kept the process idle since; that counts as its start."""
+        self._steps: dict[str, float] = {}
+        self._at_s = process_started_s
 
     @classmethod
     def of_this_process(cls) -> Stopwatch:
