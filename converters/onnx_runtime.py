@@ -141,6 +141,11 @@ def providers(accelerator: str, available: Sequence[str] | None = None) -> list[
     return [CPU]
 
 
+def can_use_gpu() -> bool:
+    """Whether this ONNX Runtime was built for CUDA."""
+    return CUDA in ort.get_available_providers()
+
+
 def specs_of(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
     """Specs of a session's inputs or outputs. Raises: InvalidRequest for types the protocol does not have."""
     specs = []

@@ -32,17 +32,22 @@ class RuntimeEntry:
         open: `(artifact: Artifact, threads: int, accelerator: str) -> Runtime`, raising as `open_runtime`.
         describe: `(model: Path) -> (input specs, output specs)` of a model file, as the runtime itself sees it.
         needs: Modules it imports.
+        gpu: `() -> bool`: whether it can compute on a GPU as it is installed here; "" if it never does.
     """
 
     open: str
     describe: str
     needs: tuple[str, ...]
+    gpu: str = ""
 
 
 # By the `format` of a manifest.
 RUNTIMES = {
     "onnx": RuntimeEntry(
-        "converters.onnx_runtime:open_artifact", "converters.onnx_runtime:describe_model", ("onnxruntime",)
+        "converters.onnx_runtime:open_artifact",
+        "converters.onnx_runtime:describe_model",
+        ("onnxruntime",),
+        gpu="converters.onnx_runtime:can_use_gpu",
     ),
 }
 
@@ -100,6 +105,15 @@ def describe_model(format_name: str, model: Path) -> tuple[Specs, Specs]:
     """
     describe: Callable[[Path], tuple[Specs, Specs]] = _load(entry_of(format_name).describe)
     return describe(model)
+
+
+def can_use_gpu(format_name: str) -> bool:
+    """Whether the runtime of `format_name`, as it is installed here, can compute on a GPU; False if it is not."""
+    entry = RUNTIMES.get(format_name)
+    if entry is None or not entry.gpu or any(find_spec(name) is None for name in entry.needs):
+        return False
+    asked: Callable[[], bool] = _load(entry.gpu)
+    return asked()
 
 
 def entry_of(format_name: str) -> RuntimeEntry:
