@@ -7,7 +7,7 @@ goes; this module only has to agree with it on what fits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.documents import VersionRecord, VersionStatus
 from cluster.selectors import RAY_PREFIX, selects, shown
@@ -18,6 +18,8 @@ MIB = 1 << 20
 # profile's figure (received frames, a batch being put together) is bounded by the queue, and small beside a model.
 PROCESS_BYTES = 256 * MIB
 MARGIN = 1.25
+
+PATIENCE_S = 2.0  # what Ray has just placed is not told at once; a replica waits once it is unplaced for so long
 
 _UNITS = {"CPU": ("CPU", "CPUs"), "GPU": ("GPU", "GPUs"), "memory": ("GiB of memory", "GiB of memory")}
 _GONE = ("REGISTERED", "DRAINING", "RETIRED")
@@ -118,6 +120,37 @@ def why_waiting(demand: Demand, nodes: Sequence[NodeRoom]) -> str:
             found = f"at most {_figure(name, most)} of {_amount(name, total)}"
             return f"no node{where} has {_amount(name, amount)} free: {found}"
     return f"no single node{where} has {wanted} free together"
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """Replicas of one version that no node has taken yet, and since when some were (any monotonic clock)."""
+
+    count: int
+    since_s: float
+
+
+def unplaced(counts: Mapping[str, int], before: Mapping[str, Unplaced], now_s: float) -> dict[str, Unplaced]:
+    """What is unplaced by application, from Serve's counts now and what was so before."""
+    return {
+        name: Unplaced(count, before[name].since_s if name in before else now_s)
+        for name, count in counts.items()
+        if count
+    }
+
+
+def explained(
+    status: VersionStatus, demand: Demand, found: Unplaced | None, nodes: Sequence[NodeRoom], now_s: float
+) -> VersionStatus:
+    """`status` with what its replicas are placed for, how many of them wait for a node, and why."""
+    status = replace(status, accelerator="gpu" if demand.gpus else "cpu")
+    if found is None or now_s - found.since_s < PATIENCE_S:
+        return status
+    why = why_waiting(demand, nodes)
+    if not why:
+        return status
+    waits = "1 replica waits" if found.count == 1 else f"{found.count} replicas wait"
+    return replace(status, pending=found.count, reason=f"{waits}: {why}")
 
 
 def _fits(demand: Demand, room: Mapping[str, float]) -> bool:

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.documents import DeploySettings, VersionRecord, VersionStatus
-from cluster.policy.placement import Demand, NodeRoom, demand_of, reserved_bytes, uses_gpu, why_waiting
+from cluster.policy.placement import (
+    Demand,
+    NodeRoom,
+    Unplaced,
+    demand_of,
+    explained,
+    reserved_bytes,
+    unplaced,
+    uses_gpu,
+    why_waiting,
+)
 from cluster.selectors import selects
 from cluster.tensors import Signature, TensorSpec
 
@@ -142,3 +152,32 @@ def test_a_gpu_node_that_comes_or_goes_moves_no_version():
 
 def test_demands_are_whole_mebibytes():
     assert math.gcd(reserved_bytes(replace(record(), memory_bytes=12345)), 1 << 20) == 1 << 20
+
+
+LOADING = VersionStatus("1", "LOADING", reason="Deployment 'replica' has 1 replicas that have taken more than 30s")
+
+
+def test_a_replica_that_waits_is_counted_and_says_why_in_place_of_serves_words():
+    status = explained(LOADING, Demand(1, 1), Unplaced(1, 0.0), [node()], 5.0)
+    assert (status.pending, status.reason) == (1, "1 replica waits: no node has 1 GPU: there is none")
+    assert status.accelerator == "gpu" and status.state == "LOADING"
+
+
+def test_a_version_that_answers_may_have_replicas_that_wait():
+    ready = VersionStatus("1", "READY", replicas=2, target_replicas=4)
+    full = [node(2, free={"CPU": 0})]
+    status = explained(ready, Demand(1), Unplaced(2, 0.0), full, 5.0)
+    assert (status.state, status.replicas, status.pending) == ("READY", 2, 2)
+    assert status.reason == "2 replicas wait: no node has 1 CPU free: at most 0 of 2 CPUs"
+
+
+def test_what_was_placed_a_moment_ago_does_not_wait():
+    found = unplaced({"a": 1, "b": 0}, {}, 10.0)
+    assert found == {"a": Unplaced(1, 10.0)}
+    assert explained(LOADING, Demand(9), found["a"], [node()], 11.0).pending == 0
+    later = unplaced({"a": 2}, found, 12.5)
+    assert explained(LOADING, Demand(9), later["a"], [node()], 12.5).pending == 2
+
+
+def test_where_there_is_room_nothing_waits():
+    assert explained(LOADING, Demand(1), Unplaced(1, 0.0), [node()], 99.0).reason == LOADING.reason
