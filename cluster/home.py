@@ -3,6 +3,7 @@
     boot.json         what running processes need to know (secrets: mode 0600)
     supervisor.json   who supervises, and how far it has come
     settings.json     the settings of the last `prism up`
+    join.json         what another machine needs to join (secrets: mode 0600)
     secrets/          tokens, made once
     artifacts/        published artifacts, unless settings name another place
     store/            the embedded store's data
@@ -33,7 +34,7 @@ RUN_ROOT = Path("/tmp")
 MIN_FREE_BYTES = 512 << 20  # below this, the store's log, artifacts and Ray's files have no room to work
 MAX_LOG_BYTES = 16 << 20
 
-Phase = Literal["starting", "ready", "recovering", "stopping", "failed"]
+Phase = Literal["starting", "ready", "recovering", "draining", "stopping", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Home:
         self.run_dir = RUN_ROOT / f"prism-{os.getuid()}-{self.key}"
         self.boot_file = self.path / "boot.json"
         self.settings_file = self.path / "settings.json"
+        self.join_file = self.path / "join.json"
+        self.ray_port_file = self.path / "ray-port"
         self.supervisor_pid_file = self.path / "supervisor.json"
         self.lock_file = self.path / "supervisor.lock"
         self.artifacts_dir = self.path / "artifacts"
@@ -124,6 +127,10 @@ class Home:
                 temporary.unlink()
         return file
 
+    def keep_secret(self, name: str, value: str) -> None:
+        """Make `value`, which came from elsewhere, the secret of that name."""
+        write_private(self.secret_file(name), value)
+
     def secret(self, name: str) -> str:
         return self.secret_file(name).read_text()
 
@@ -153,6 +160,15 @@ class Home:
         """Stop every process that belongs to this home, and nothing else. Returns how many there were."""
         state = self.supervisor()
         return procs.stop_marked(self.key, grace_s, state.leaders if state else ())
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+    temporary.replace(file)
 
 
 def _too_large(folder: str, names: list[str]) -> list[str]:

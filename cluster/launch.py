@@ -14,6 +14,7 @@ from dataclasses import asdict
 from cluster import procs, ray_head
 from cluster.errors import OperatorError
 from cluster.home import Home, SupervisorState
+from cluster.join import JoinDocument
 from cluster.settings import Boot, Settings
 
 _STEP_S = 0.05
@@ -56,6 +57,13 @@ def bring_up(
     except KeyboardInterrupt:
         take_down(home)
         raise
+
+
+def join_up(home: Home, settings: Settings, document: JoinDocument, say: Callable[[str], None]) -> Boot:
+    """`bring_up` for a node that joins the cluster of `document`, which is kept in the home."""
+    home.prepare()
+    document.write(home.join_file)
+    return bring_up(home, settings, say, (*SUPERVISOR, "--join", str(home.join_file)))
 
 
 def take_down(home: Home) -> int:

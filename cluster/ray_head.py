@@ -1,9 +1,10 @@
-"""The Ray head of one home: started as a process of its own, reachable from this machine only.
+"""The Ray node of one home, a head or one that joins a head, started as a process of its own.
 
-`ray start` is not used: it cannot leave out the Ray client server (another port that speaks pickle), and on the
-loopback address it insists on the machine's outward one. This module starts the same `Node` with what a single machine
-needs: GCS, raylet and the node's agents, every port chosen by the kernel, so that two homes never meet. Ray's version
-is pinned because `Node` is not public.
+Without further settings it is reachable from this machine only. `ray start` is not used: it cannot leave out the Ray
+client server (another port that speaks pickle), and on the loopback address it insists on the machine's outward one.
+This module starts the same `Node` with what Prism needs: GCS, raylet and the node's agents, every port chosen by the
+kernel, so that two homes never meet. A head that others join keeps its port, so that they find it again after a
+restart. Ray's version is pinned because `Node` is not public.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from cluster.errors import OperatorError
 from cluster.home import Home
-from cluster.settings import Boot, RaySettings
+from cluster.join import joinable
+from cluster.settings import BOOT_VARIABLE, Boot, RaySettings
 
 NAMESPACE = "prism"
+
+# Ray's labels of a node: the HTTP port of its door, and whether it has a gateway also while no replica runs there.
+DOOR_LABEL, GATEWAY_LABEL = "prism-door", "prism-gateway"
+ALWAYS, WITH_REPLICAS = "always", "with-replicas"
 
 _LOG_BYTES = 16 << 20
 
@@ -54,7 +60,12 @@ _FLAGS = {
 
 def environment(home: Home) -> dict[str, str]:
     """What every process that is, or joins, the home's Ray cluster has in its environment. Holds no secret."""
-    return {**_FLAGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home.secret_file("ray-token"))}
+    return {
+        **_FLAGS,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home.secret_file("ray-token")),
+        BOOT_VARIABLE: str(home.boot_file),
+    }
 
 
 def own_environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
@@ -90,17 +101,31 @@ def connect(boot: Boot) -> None:
         raise OperatorError(f"ray: {boot.ray_address} does not answer: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class RayNode:
+    """A running node: its process, the address at which others join the cluster, and its id ("" if not known)."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    id: str = ""
+
+
 def start(
-    home: Home, settings: RaySettings, environ: Mapping[str, str], output: IO[bytes], timeout_s: float
-) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a head in a session of its own and wait until it takes work.
+    home: Home,
+    settings: RaySettings,
+    http_port: int,
+    environ: Mapping[str, str],
+    output: IO[bytes],
+    timeout_s: float,
+    join: str = "",
+) -> RayNode:
+    """Start a node in a session of its own and wait until it takes work.
 
     Args:
-        environ: The head's environment: `own_environment`, marked.
-        output: Where the head's output goes.
-
-    Returns:
-        The process, and the address at which to join.
+        http_port: Where this node's door listens.
+        environ: The node's environment: `own_environment`, marked.
+        output: Where the node's output goes.
+        join: The head's address, "host:port"; "": be a head.
 
     Raises:
         OperatorError: It ended, or was not ready within `timeout_s`; then it has been killed.
@@ -113,14 +138,19 @@ def start(
         str(home),
         "--settings",
         json.dumps(asdict(settings)),
+        "--http-port",
+        str(http_port),
+        "--join",
+        join,
     ]
-    return start_command(command, environ, output, timeout_s)
+    node = start_command(command, environ, output, timeout_s)
+    if not join and joinable(settings.node_ip):
+        home.ray_port_file.write_text(node.address.rpartition(":")[2])
+    return node
 
 
-def start_command(
-    command: list[str], environ: Mapping[str, str], output: IO[bytes], timeout_s: float
-) -> tuple[subprocess.Popen[bytes], str]:
-    """`start` for any command that writes its address to the descriptor named by `--ready-fd` once it is ready."""
+def start_command(command: list[str], environ: Mapping[str, str], output: IO[bytes], timeout_s: float) -> RayNode:
+    """`start` for any command that writes "ADDRESS ID" to the descriptor named by `--ready-fd` once it is ready."""
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(
@@ -136,71 +166,86 @@ def start_command(
         os.close(writing)
     os.set_blocking(reading, False)
     deadline_s = time.monotonic() + timeout_s
-    address = b""
+    told = b""
     try:
-        while not address.endswith(b"\n"):
+        while not told.endswith(b"\n"):
             if process.poll() is not None:
-                raise OperatorError(f"ray: the head ended with exit code {process.returncode} before it was ready")
+                raise OperatorError(f"ray: the node ended with exit code {process.returncode} before it was ready")
             if time.monotonic() > deadline_s:
                 process.kill()
                 process.wait()
-                raise OperatorError(f"ray: the head was not ready within {timeout_s:.0f} s")
+                raise OperatorError(f"ray: the node was not ready within {timeout_s:.0f} s")
             try:
-                address += os.read(reading, 4096)
+                told += os.read(reading, 4096)
             except BlockingIOError:
                 time.sleep(0.02)
     finally:
         os.close(reading)
-    return process, address.decode().strip()
+    address, _, id = told.decode().strip().partition(" ")
+    return RayNode(process, address, id)
 
 
 def main() -> int:
-    """The head's own process: start the node, say where it is, and end when one of its parts does."""
+    """The node's own process: start the node, say where it is, and end when one of its parts does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--settings", type=json.loads, required=True)
+    parser.add_argument("--http-port", type=int, required=True)
+    parser.add_argument("--join", required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     arguments = parser.parse_args()
     os.set_inheritable(arguments.ready_fd, False)
-    node = _node(Home(arguments.home), RaySettings(**arguments.settings))
+    node = _node(Home(arguments.home), RaySettings(**arguments.settings), arguments.http_port, arguments.join)
     with os.fdopen(arguments.ready_fd, "w") as ready:
-        print(node.address, file=ready)
+        print(arguments.join or node.address, node.node_id, file=ready)
     while not (dead := node.dead_processes()):
         time.sleep(0.5)
     print("ray: ended:", ", ".join(f"{kind} (exit code {process.returncode})" for kind, process in dead), flush=True)
     return 1
 
 
-def _node(home: Home, settings: RaySettings) -> Any:
+def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    class Head(Node):  # type: ignore[misc]
-        """A head that leaves out the dashboard's process, unless it is asked for."""
+    class PrismNode(Node):  # type: ignore[misc]
+        """A node that leaves out the dashboard's process, unless it is asked for."""
 
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             if include_dashboard:
                 super().start_api_server(include_dashboard=True, raise_on_failure=raise_on_failure)
 
-    return Head(
+    head: dict[str, Any] = {"gcs_server_port": _gcs_port(home, settings)}
+    return PrismNode(
         RayParams(
-            node_ip_address="127.0.0.1",
-            gcs_server_port=0,
+            node_ip_address=settings.node_ip,
             num_cpus=settings.num_cpus or None,
             num_gpus=settings.num_gpus or None,
             object_store_memory=settings.object_store_bytes,
+            labels={DOOR_LABEL: str(http_port), GATEWAY_LABEL: ALWAYS if settings.idle_gateway else WITH_REPLICAS},
             temp_dir=str(home.ray_dir),
             include_dashboard=settings.dashboard,
-            dashboard_host="127.0.0.1",
+            dashboard_host=settings.node_ip,
             dashboard_port=None,
             dashboard_agent_listen_port=0,
             include_log_monitor=False,  # drivers do not print what workers write
             no_monitor=True,  # nothing here adds nodes
+            **({"gcs_address": join} if join else head),
         ),
-        head=True,
+        head=not join,
         shutdown_at_exit=True,
         spawn_reaper=True,
     )
+
+
+def _gcs_port(home: Home, settings: RaySettings) -> int:
+    """The head's port: the one that was asked for, else where others may know it, the one it had; 0: any."""
+    if settings.port or not joinable(settings.node_ip):
+        return settings.port
+    try:
+        return int(home.ray_port_file.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ import msgspec
 import yaml
 
 from cluster.errors import InvalidRequest
+
+LOOPBACK = "127.0.0.1"
+BOOT_VARIABLE = "PRISM_BOOT"  # names the boot file of the node that a process runs on
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,18 @@ class GatewaySettings:
 
 @dataclass(frozen=True, slots=True)
 class RaySettings:
-    """The Ray head that `prism up` starts. 0 CPUs means: as many as the machine has."""
+    """The Ray node that `prism up` starts. 0 CPUs means: as many as the machine has.
+
+    `node_ip` is the address at which other nodes reach this one; on the loopback default no other can join. `port` is
+    the head's, where nodes join; 0: any free one, and then the same after every restart. Without `idle_gateway`, a
+    joined node has a gateway only while replicas run there, so that Ray's autoscaler may take the node away.
+    """
 
     num_cpus: int = 0
     num_gpus: int = 0  # 0: what Ray detects
+    node_ip: str = LOOPBACK
+    port: int = 0
+    idle_gateway: bool = True
     object_store_bytes: int = 200 << 20
     dashboard: bool = False
 
@@ -96,11 +108,20 @@ class Settings:
             ("gateway.replicas", 1 <= self.gateway.replicas <= 64, "1 to 64"),
             ("gateway.in_flight_per_replica", 1 <= self.gateway.in_flight_per_replica <= 64, "1 to 64"),
             ("gateway.max_waiting_rows", self.gateway.max_waiting_rows >= 1, "at least 1"),
+            ("ray.port", 0 <= self.ray.port <= 65535, "0 to 65535"),
+            ("ray.node_ip", _is_address(self.ray.node_ip), "an IP address"),
             ("ray.num_cpus", self.ray.num_cpus >= 0, "0 or more"),
             ("ray.object_store_bytes", self.ray.object_store_bytes >= 80 << 20, "at least 83886080"),
         ):
             if not ok:
                 raise InvalidRequest(f"settings.{name}: expected {expected}")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return not ip_address(text).is_unspecified
+    except ValueError:
+        return False
 
 
 def read_settings(file: Path | None) -> Settings:
@@ -139,10 +160,11 @@ def _refuse_unknown(raw: Any, kind: Any, path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What a running Prism's processes need to know; kept in a file only its owner can read.
+    """What the processes on one node need to know; kept in a file only its owner can read.
 
     `run_dir` is a short path for sockets. `door` is the Unix socket that hands out the HTTP listening socket.
-    `store_url` may hold a password, and the tokens are secrets: none of these is ever logged.
+    `node_ip` is where other nodes reach this one, "" where there can be none. `store_url` may hold a password, and the
+    tokens are secrets: none of these is ever logged.
     """
 
     home: str
@@ -156,6 +178,7 @@ class Boot:
     http_port: int
     grpc_port: int
     settings: Settings
+    node_ip: str = ""
 
     def write(self, file: Path) -> None:
         """Atomically, mode 0600."""
@@ -172,3 +195,11 @@ class Boot:
             return msgspec.json.decode(Path(file).read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError) as error:
             raise InvalidRequest(f"boot: {file}: {error}") from None
+
+    @classmethod
+    def of_this_node(cls) -> Boot:
+        """For processes that Ray starts. Raises: InvalidRequest if the node was not started by Prism."""
+        file = os.environ.get(BOOT_VARIABLE, "")
+        if not file:
+            raise InvalidRequest(f"boot: {BOOT_VARIABLE} is not set: this node was not started by prism up")
+        return cls.read(file)

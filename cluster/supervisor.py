@@ -1,9 +1,12 @@
-"""The supervisor: starts the store, the door, the Ray head and what runs on it, and keeps them alive.
+"""The supervisor: starts the store, the door, the Ray node and what runs on it, and keeps them alive.
 
 `prism up` leaves one behind (`python -m cluster.supervisor --home DIR --config FILE`); it outlives the shell. It holds
 a lock on the home for as long as it lives. A store that dies is started again with its data; a Ray head that dies is
 started again with everything on it, from the desired state in the store. SIGTERM stops everything in order. If the
 supervisor itself is killed, store and Ray go on; the next `prism up` or `prism down` stops what it left behind.
+
+On a node that joins another's cluster it looks after the door and the Ray node only: a node that dies, also because the
+head was away for too long, joins again, and one that was drained is taken down.
 """
 
 from __future__ import annotations
@@ -26,10 +29,13 @@ from typing import IO, Protocol
 
 from cluster import procs, ray_head
 from cluster.door import Door, bind
+from cluster.drain import DrainWatch
 from cluster.errors import OperatorError, ServingError
 from cluster.home import Home, Phase, SupervisorState
+from cluster.join import JoinDocument, check_reachable, check_shared, joinable
 from cluster.probe import http_url
 from cluster.procs import Identity
+from cluster.ray_head import RayNode
 from cluster.settings import Boot, Settings, read_settings
 from cluster.store.url import redacted
 
@@ -55,7 +61,8 @@ class StoreServer(Protocol):
     def wait_ready(self, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None: ...
 
 
-StartRay = Callable[[Mapping[str, str], IO[bytes]], "tuple[subprocess.Popen[bytes], str]"]
+StartRay = Callable[[Mapping[str, str], IO[bytes], int], RayNode]
+"""From the environment, where its output goes, and the port of the door."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,14 @@ class Parts:
     """What is supervised: an embedded store or the URL of another one, Ray, and the command that fills it.
 
     `bootstrap` is run with `--boot FILE` added; it exits 0 once the gateway answers, else with a line on stderr.
+    `artifacts_url` is where published artifacts are. `watch` says whether a node that has joined was drained.
     """
 
     store: StoreServer | str
     start_ray: StartRay
     bootstrap: tuple[str, ...]
+    artifacts_url: str = ""
+    watch: DrainWatch | None = None
 
 
 def pause_s(failures: int) -> float:
@@ -86,6 +96,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._store: subprocess.Popen[bytes] | None = None
         self._ray: subprocess.Popen[bytes] | None = None
+        self._close_door: Callable[[], None] = lambda: None
         identity = Identity.of(os.getpid())
         assert identity is not None
         self._state = SupervisorState(identity.pid, identity.started_s, "starting")
@@ -115,7 +126,13 @@ class Supervisor:
         try:
             self._report("starting")
             http = self._settings.http
-            with bind(http.host, http.port) as sock, closing(Door(self._home.door_file, sock)):
+            with bind(http.host, http.port) as sock, closing(Door(self._home.door_file, sock)) as door:
+
+                def close_door() -> None:
+                    door.close()
+                    sock.close()
+
+                self._close_door = close_door
                 self._serve(sock.getsockname()[1])
         except _Stopped:
             return ""
@@ -139,11 +156,12 @@ class Supervisor:
         failures, started_s = 0, time.monotonic()
         while True:
             self._wait(_WATCH_S)
+            self._follow_drain()
             if self._ray is not None and self._ray.poll() is None:
                 continue
             if time.monotonic() - started_s > _HEALTHY_S:
                 failures = 0
-            why = self._state.error or "the Ray head ended"
+            why = self._state.error or "the Ray node ended"
             log.error("%s; starting again in %.0f s", why, pause_s(failures))
             self._report("recovering", error=why)
             self._wait(pause_s(failures))
@@ -156,6 +174,21 @@ class Supervisor:
                 self._home.keep_ray_logs()
             else:
                 self._report("ready")
+
+    def _follow_drain(self) -> None:
+        """Leave when this node was drained: refuse new connections at once, end when nothing runs any more.
+
+        Raises: _Stopped.
+        """
+        watch = self._parts.watch
+        if watch is None or not watch.wanted:
+            return
+        if self._state.phase != "draining":
+            self._report("draining", "draining: what runs here moves to other nodes")
+            self._close_door()
+        if watch.done or self._ray is None or self._ray.poll() is not None:
+            log.info("drained")
+            raise _Stopped
 
     def _wait(self, seconds: float) -> None:
         """Let time pass while the store is kept alive. Raises: _Stopped."""
@@ -190,10 +223,16 @@ class Supervisor:
         """Ray, then what runs on it. Raises: OperatorError, and then some of it may be left running; _Stopped."""
         self._drop_ray()
         with _appended(self._home.log_dir / "ray-head.log") as output:
-            self._ray, address = self._parts.start_ray(self._environ, output)
+            node = self._parts.start_ray(self._environ, output, port)
+        self._ray = node.process
         self._remember()
         self._report(self._state.phase, "Ray ready", self._state.error)
-        self._boot(address, port).write(self._home.boot_file)
+        boot = self._boot(node.address, port)
+        boot.write(self._home.boot_file)
+        if self._parts.watch is not None:
+            self._parts.watch.follow(node.id)
+        elif boot.node_ip:
+            JoinDocument.of_head(boot, self._home.secret("ray-token")).write(self._home.join_file)
         self._bootstrap()
 
     def _bootstrap(self) -> None:
@@ -212,7 +251,7 @@ class Supervisor:
             try:
                 while process.poll() is None:
                     if self._ray is None or self._ray.poll() is not None:
-                        raise OperatorError(f"ray: the head ended during the start (logs: {self._home.log_dir})")
+                        raise OperatorError(f"ray: the node ended during the start (logs: {self._home.log_dir})")
                     if time.monotonic() > deadline_s:
                         raise OperatorError(f"the gateway was not ready within {BOOTSTRAP_S:.0f} s (log: {file})")
                     self._wait(_WATCH_S / 2)
@@ -229,13 +268,14 @@ class Supervisor:
             run_dir=str(home.run_dir),
             door=str(home.door_file),
             store_url=self._parts.store if isinstance(self._parts.store, str) else self._parts.store.url(),
-            artifacts_url=settings.artifacts.url or str(home.artifacts_dir),
+            artifacts_url=self._parts.artifacts_url or settings.artifacts.url or str(home.artifacts_dir),
             ray_address=address,
             admin_token=home.secret("admin-token"),
             wire_secret=home.secret("wire-secret"),
             http_port=port,
             grpc_port=settings.grpc.port,
             settings=settings,
+            node_ip=settings.ray.node_ip if joinable(settings.ray.node_ip) or self._parts.watch else "",
         )
 
     def _drop_ray(self) -> None:
@@ -287,23 +327,46 @@ class _Stopped(Exception):
 
 
 def parts_for(home: Home, settings: Settings) -> Parts:
-    """The real parts, none of them started. Raises: OperatorError if a store that is not ours does not answer."""
+    """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
+    answer, or could not be reached by the nodes that join."""
     from cluster.store.embedded import EmbeddedServer
     from cluster.store.redis import RedisStore
 
-    def start_ray(environ: Mapping[str, str], output: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
-        return ray_head.start(home, settings.ray, environ, output, RAY_START_S)
+    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
+        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
 
     store: StoreServer | str = settings.store.url or os.environ.get("REDIS_URL", "")
     if isinstance(store, str) and store:
+        check_shared(settings.ray.node_ip, store)
         outside = RedisStore(store, timeout_s=2.0)
         try:
             outside.epoch()
         finally:
             outside.close()
     else:
-        store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server)
+        store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server, host=settings.ray.node_ip)
     return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"))
+
+
+def parts_to_join(home: Home, settings: Settings, document: JoinDocument) -> Parts:
+    """The real parts of a node that joins, none of them started. Raises: OperatorError if it could not work here."""
+    from cluster.store.redis import RedisStore
+
+    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
+        check_reachable(document)  # Ray itself would try for long, and say little
+        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S, join=document.address)
+
+    check_reachable(document)
+    document.keep_secrets(home)
+    store = RedisStore(document.store_url, timeout_s=2.0)
+    store.epoch()
+    return Parts(
+        store=document.store_url,
+        start_ray=start_ray,
+        bootstrap=(sys.executable, "-m", "cluster.probe"),
+        artifacts_url=document.artifacts_url,
+        watch=DrainWatch(store.nodes),
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -339,13 +402,18 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--join", type=Path, help="Join the cluster of this file.")
     arguments = parser.parse_args()
     home = Home(arguments.home)
     try:
         home.prepare()
         _log_to(home.log_dir / "supervisor.log")
         settings = read_settings(arguments.config)
-        return Supervisor(home, settings, parts_for(home, settings)).run()
+        if arguments.join is None:
+            parts = parts_for(home, settings)
+        else:
+            parts = parts_to_join(home, settings, JoinDocument.read(arguments.join))
+        return Supervisor(home, settings, parts).run()
     except ServingError as error:
         log.error("%s", error.message)
         print(error.message, file=sys.stderr)

@@ -28,10 +28,10 @@ def bring_up(boot_file: str) -> None:
     ray_head.connect(boot)
     serve.start(proxy_location="Disabled")
     node = ray.get_runtime_context().get_node_id()
-    gateway = apps.gateway_application(boot_file, node, boot.settings.gateway)
+    gateway = apps.gateway_application(node, boot.settings.gateway)
     serve.run_many(
         [
-            serve.RunTarget(apps.controller_application(boot_file), name=apps.CONTROLLER_APP, route_prefix=None),
+            serve.RunTarget(apps.controller_application(node), name=apps.CONTROLLER_APP, route_prefix=None),
             serve.RunTarget(gateway, name=apps.GATEWAY_APP + node, route_prefix=None),
         ],
         wait_for_applications_running=False,

@@ -45,9 +45,7 @@ def parse_app_name(name: str) -> tuple[str, str] | None:
     return (model, version) if model and version else None
 
 
-def model_application(
-    boot_file: str, model: str, record: VersionRecord, max_deadline_s: float, fresh: bool
-) -> Application:
+def model_application(model: str, record: VersionRecord, max_deadline_s: float, fresh: bool) -> Application:
     """The application that serves `record`, whose `deploy` must be set.
 
     `fresh` says that Serve does not have it yet. Otherwise it keeps as many replicas as it has: Serve would set the
@@ -60,7 +58,7 @@ def model_application(
     identity = replace(record, deploy=None)
     actor = actor_options(deploy)
     deployment = serve.deployment(ModelReplica, name=MODEL_DEPLOYMENT).options(
-        version=_hash(__version__, asdict(identity), actor, boot_file),
+        version=_hash(__version__, asdict(identity), actor),
         ray_actor_options=actor,
         user_config=asdict(deploy),
         autoscaling_config=_autoscaling(deploy, fresh),
@@ -76,7 +74,6 @@ def model_application(
     )
     return _bound(
         deployment,
-        boot_file,
         model,
         json.dumps(asdict(identity)),
         max(1, int(deploy.num_cpus)),
@@ -85,13 +82,13 @@ def model_application(
     )
 
 
-def gateway_application(boot_file: str, node_id: str, settings: GatewaySettings) -> Application:
+def gateway_application(node_id: str, settings: GatewaySettings) -> Application:
     """The gateway of one node."""
     from deployments.gateway.gateway import Gateway
 
     actor = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node_id}}
     deployment = serve.deployment(Gateway, name="gateway").options(
-        version=_hash(__version__, boot_file, actor),
+        version=_hash(__version__, actor),
         num_replicas=settings.replicas,
         ray_actor_options=actor,
         health_check_period_s=2.0,
@@ -101,23 +98,25 @@ def gateway_application(boot_file: str, node_id: str, settings: GatewaySettings)
         _internal=True,
         **_CONTROL,
     )
-    return _bound(deployment, boot_file)
+    return _bound(deployment)
 
 
-def controller_application(boot_file: str) -> Application:
-    """The controller, of which there is one."""
+def controller_application(node_id: str) -> Application:
+    """The controller, of which there is one, on the head's node: there its last good copy of the store lies."""
     from deployments.controller import Controller
 
+    actor = {"num_cpus": 0, "label_selector": {"ray.io/node-id": node_id}}
+
     deployment = serve.deployment(Controller, name="controller").options(
-        version=_hash(__version__, boot_file),
+        version=_hash(__version__, actor),
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=actor,
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         _internal=True,
         **_CONTROL,
     )
-    return _bound(deployment, boot_file)
+    return _bound(deployment)
 
 
 def actor_options(deploy: DeploySettings) -> dict[str, Any]:

@@ -14,33 +14,38 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import ray
 from ray import serve
 from ray.serve.schema import ServeStatus
 
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus, spec_of
 from cluster.errors import ServingError, StoreUnavailable
+from cluster.nodes import NodeReports
+from cluster.policy.nodes import NodeMemory, node_reports, plan_drains, plan_gateways
 from cluster.policy.reconcile import Applied, Seen, Wanted, after_refusal, at_rest, plan, refused
 from cluster.settings import Boot
 from cluster.store import VersionStore
 from cluster.store.follow import Follower
 from cluster.store.redis import RedisStore
 from deployments import applications as apps
+from deployments.nodes import Nodes, serve_seen
 
 log = logging.getLogger("ray.serve")
 
 STEP_S = 1.0
 SETTLED_STEP_S = 3.0  # asking Serve for its status costs CPU on both sides; a commit wakes the loop at once
+NODES_REPORT_S = 10.0  # how old the report of the nodes may get while nothing changes
 HUNG_S = 120.0  # Serve's own calls may block for a while; longer than this, the controller asks to be replaced
+
+_MOVING = "PENDING_MIGRATION"  # it answers, on a node that drains, until a replica elsewhere does
 
 
 class Controller:
     """Deployed by `deployments.applications.controller_application`."""
 
-    async def __init__(self, boot_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        boot = Boot.read(boot_file)
+    async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
+        boot = Boot.of_this_node()
         store = RedisStore(boot.store_url)
-        self._reconciler = Reconciler(boot_file, boot, store)
+        self._reconciler = Reconciler(boot, store, Nodes())
         self._store = store
         self._stepped_s = time.monotonic()
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -73,14 +78,15 @@ class Controller:
 class Reconciler:
     """One step at a time, in one thread."""
 
-    def __init__(self, boot_file: str, boot: Boot, store: VersionStore) -> None:
-        self._boot_file = boot_file
+    def __init__(self, boot: Boot, store: VersionStore, nodes: Nodes) -> None:
         self._settings = boot.settings
         self._store = store
+        self._nodes = nodes
         self._follower = Follower(store, Path(boot.home) / "controller.json")
         self._memory: dict[str, Applied] = {}
         self._reported: dict[str, dict[str, VersionStatus]] = {}
-        self._node = ray.get_runtime_context().get_node_id()
+        self._node_memory: dict[str, NodeMemory] = {}
+        self._nodes_reported = NodeReports()
         self.settled = False  # the last step found everything as it should be
 
     def step(self) -> None:
@@ -88,14 +94,14 @@ class Reconciler:
         self.settled = False
         if self._follower.poll().adopted:
             self._reported.clear()  # what was reported to a store that had lost its data was dropped there
+            self._nodes_reported = NodeReports()
         if not self._follower.up:
             raise StoreUnavailable("no answer")
         documents = self._follower.documents
         wanted, records = wanted_applications(documents)
-        seen, gateways = applications_seen(serve.status())
-        gateway = apps.GATEWAY_APP + self._node
-        if gateway not in gateways:
-            self._run(gateway, apps.gateway_application(self._boot_file, self._node, self._settings.gateway))
+        status, replicas = serve_seen()
+        seen, gateways = applications_seen(status)
+        nodes_settled = self._look_after_nodes(replicas, gateways)
         before = self._before(documents, wanted)
         decided = plan(wanted, seen, self._memory, before, time.monotonic())
         self._memory = decided.memory
@@ -109,7 +115,6 @@ class Reconciler:
                 self._run(
                     name,
                     apps.model_application(
-                        self._boot_file,
                         want.model,
                         records[name],
                         self._settings.gateway.max_deadline_s,
@@ -122,9 +127,42 @@ class Reconciler:
                 decided.statuses[name] = refused(decided.statuses[name], reason[:500])
                 self._memory[name] = after_refusal(self._memory[name], reason[:500], time.monotonic())
         self._report(documents, wanted, seen, decided.statuses)
-        self.settled = not (decided.run or decided.delete) and all(
-            status.state in ("READY", "ASLEEP") for status in decided.statuses.values()
+        self.settled = (
+            nodes_settled
+            and not (decided.run or decided.delete)
+            and all(status.state in ("READY", "ASLEEP") for status in decided.statuses.values())
         )
+
+    def _look_after_nodes(self, replicas: dict[str, dict[str, int]], gateways: Mapping[str, str]) -> bool:
+        """Gateways where they belong, drains begun, nodes reported. Returns whether nothing is left to do.
+
+        Raises: StoreUnavailable.
+        """
+        try:
+            nodes = self._nodes.seen(replicas)
+        except Exception:  # Ray's head may be busy for a moment; versions are looked after all the same
+            log.exception("the nodes could not be listed")
+            return False
+        decided = plan_gateways(nodes, gateways, self._node_memory, time.monotonic())
+        self._node_memory = decided.memory
+        for node in decided.delete:
+            log.info("delete the gateway of node %s", node)
+            serve.delete(apps.GATEWAY_APP + node, _blocking=False)
+        for node in decided.run:
+            log.info("run a gateway on node %s", node)
+            self._run(apps.GATEWAY_APP + node, apps.gateway_application(node, self._settings.gateway))
+        drain, forget = plan_drains(nodes, self._store.nodes.drains(), time.time())
+        for node in drain:
+            why = self._nodes.drain(node)
+            log.info("drain node %s%s", node, f": refused: {why}" if why else "")
+        for node in forget:
+            self._store.nodes.forget(node)
+        reports = NodeReports(node_reports(nodes, gateways), time.time())
+        last = self._nodes_reported
+        if reports.nodes != last.nodes or reports.at_s - last.at_s > NODES_REPORT_S:
+            self._store.nodes.report(reports)
+            self._nodes_reported = reports
+        return not (decided.run or decided.delete or drain or any(node.draining for node in nodes.values()))
 
     @staticmethod
     def _run(name: str, application: serve.Application) -> None:
@@ -185,13 +223,13 @@ def wanted_applications(
     return wanted, records
 
 
-def applications_seen(status: ServeStatus) -> tuple[dict[str, Seen], set[str]]:
-    """Model applications as Serve reports them, and the names of the gateway applications."""
+def applications_seen(status: ServeStatus) -> tuple[dict[str, Seen], dict[str, str]]:
+    """Model applications as Serve reports them, and Serve's status of each node's gateway by node id."""
     seen: dict[str, Seen] = {}
-    gateways: set[str] = set()
+    gateways: dict[str, str] = {}
     for name, app in status.applications.items():
         if name.startswith(apps.GATEWAY_APP):
-            gateways.add(name)
+            gateways[name.removeprefix(apps.GATEWAY_APP)] = str(getattr(app.status, "value", app.status))
         if apps.parse_app_name(name) is None:
             continue
         deployment = app.deployments.get(apps.MODEL_DEPLOYMENT)
@@ -199,8 +237,8 @@ def applications_seen(status: ServeStatus) -> tuple[dict[str, Seen], set[str]]:
         message = "\n".join(part for part in (app.message, deployment.message if deployment else "") if part)
         seen[name] = Seen(
             status=str(getattr(app.status, "value", app.status)),
-            running=states.get("RUNNING", 0),
-            target=sum(n for state, n in states.items() if state != "STOPPING"),
+            running=states.get("RUNNING", 0) + states.get(_MOVING, 0),
+            target=sum(n for state, n in states.items() if state not in ("STOPPING", _MOVING)),
             message=message,
         )
     return seen, gateways

@@ -24,9 +24,10 @@ from cluster.errors import ArtifactCorrupt
 from cluster.policy.batch import BatchPolicy
 from cluster.settings import Boot
 from converters.runtime import Runtime, open_runtime
-from deployments import scaling
+from deployments import scaling, startup
 from deployments.engine import Engine
 from deployments.memory import freeze_start_up
+from deployments.startup import Stopwatch
 from deployments.wire.server import WireServer, WireSettings
 
 log = logging.getLogger("ray.serve")
@@ -36,12 +37,11 @@ class ModelReplica:
     """One replica of one model version. Deployed by `deployments.applications.model_application`."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, boot_file: str, model: str, record: str, threads: int, accelerator: str, drain_s: float
+        self, model: str, record: str, threads: int, accelerator: str, drain_s: float
     ) -> None:
         """Raises whatever keeps the version from being served, so that a failed load is a failed start.
 
         Args:
-            boot_file: Path of the `Boot` file.
             model: The model's name.
             record: JSON of the `VersionRecord`, without its `deploy`, which arrives through `reconfigure`.
             threads: Threads the runtime computes with.
@@ -50,14 +50,18 @@ class ModelReplica:
         """
         self._model = model
         self._record = msgspec.json.decode(record, type=VersionRecord)
-        boot = Boot.read(boot_file)
-        started_s = time.monotonic()
+        boot = Boot.of_this_node()
+        watch = Stopwatch.of_this_process()
+        watch.lap(startup.PROCESS)
         self._artifact = await asyncio.to_thread(self._fetch, boot)
+        watch.lap(startup.FETCH)
         self._drain_s = drain_s
         runtime = await asyncio.to_thread(open_runtime, self._artifact, threads=threads, accelerator=accelerator)
+        watch.lap(startup.LOAD)
         self._costs = self._artifact.cost_curve(accelerator)
         policy = self._policy(DeploySettings())
         await asyncio.to_thread(warm_up, runtime, self._artifact, policy.max_rows)
+        watch.lap(startup.WARM_UP)
         loop = asyncio.get_running_loop()
         self._engine = Engine(runtime, self._record.signature, policy, loop)
         self._engine.start()
@@ -68,6 +72,7 @@ class ModelReplica:
             WireSettings(
                 secret=boot.wire_secret,
                 unix_path=str(Path(boot.run_dir) / f"w-{unique}.sock"),
+                tcp_host=boot.node_ip,
                 node_id=ray.get_runtime_context().get_node_id(),
                 digest=self._record.digest,
             ),
@@ -75,7 +80,9 @@ class ModelReplica:
         self._counted = (time.monotonic(), 0, 0, 0.0)
         self._capacity = self._costs.rows_per_s(self._record.signature.max_rows)
         freeze_start_up()
-        log.info("%s:%s is ready after %.2f s", model, self._record.version, time.monotonic() - started_s)
+        watch.lap(startup.LISTEN)
+        self._start = watch.finished()
+        log.info("%s:%s %s", model, self._record.version, self._start)
 
     def _fetch(self, boot: Boot) -> Artifact:
         store = ArtifactStore(boot.artifacts_url, Path(boot.home) / "cache")
@@ -102,8 +109,8 @@ class ModelReplica:
         self._engine.set_policy(self._policy(msgspec.convert(user_config, DeploySettings)))
 
     def record_replica_metadata(self) -> dict[str, str]:
-        """Where gateways reach this replica; Serve broadcasts it to every handle."""
-        return self._wire.addresses()
+        """Where gateways reach this replica, and how it started; Serve broadcasts it to every handle."""
+        return {**self._wire.addresses(), startup.METADATA: self._start.encode()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rates since the last call, and what waits now; names are in `deployments.scaling`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cluster.documents import AuditEntry, ModelDocument, VersionStatus
+from cluster.nodes import NodeStore
 
 
 class VersionStore(Protocol):
@@ -17,6 +18,10 @@ class VersionStore(Protocol):
 
     Revisions of a model only ever grow: a removal takes one, and a model made anew goes on counting.
     """
+
+    @property
+    def nodes(self) -> NodeStore:
+        """What is kept of the cluster's nodes."""
 
     def epoch(self) -> str:
         """The identity of this data set: made once, kept for as long as the data is."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.errors import OperatorError, StoreUnavailable
+from cluster.settings import LOOPBACK
 
 Choice = Literal["auto", "bundled", "path"]
 
@@ -37,13 +38,18 @@ class EmbeddedServer:
 
     Args:
         port: 0: the port chosen before, or a free one.
+        host: Where it listens, and clients connect: an address of this machine. On the loopback address it listens
+            besides.
     """
 
-    def __init__(self, directory: Path, run_dir: Path, choice: Choice = "auto", port: int = 0) -> None:
+    def __init__(
+        self, directory: Path, run_dir: Path, choice: Choice = "auto", port: int = 0, host: str = LOOPBACK
+    ) -> None:
         self._directory = directory.absolute()
         self._run_dir = run_dir.absolute()
         self._choice: Choice = choice
         self._port = port
+        self._hosts = tuple(dict.fromkeys((LOOPBACK, host)))
 
     @property
     def log_file(self) -> Path:
@@ -69,7 +75,7 @@ class EmbeddedServer:
         if self._port:
             _write(self._file("port"), str(self._port))
         elif not self._file("port").exists():
-            _write(self._file("port"), str(_free_port()))
+            _write(self._file("port"), str(_free_port(self._hosts[-1])))
         _write(self._file("server.conf"), self._configuration())
 
     def command(self) -> list[str]:
@@ -78,7 +84,9 @@ class EmbeddedServer:
 
     def url(self) -> str:
         """Where clients connect; it holds the password. The same after every restart."""
-        return f"redis://:{self._read('password')}@127.0.0.1:{self._read('port')}/0"
+        host = self._hosts[-1]
+        where = f"[{host}]" if ":" in host else host
+        return f"redis://:{self._read('password')}@{where}:{self._read('port')}/0"
 
     def answers(self, timeout_s: float = 0.5) -> bool:
         """Whether a server answers there that knows our password, and so is ours."""
@@ -112,13 +120,13 @@ class EmbeddedServer:
         self.prepare()
         lock = self._lock()
         try:
-            if not _is_free(int(self._read("port"))):
+            if not all(_is_free(host, int(self._read("port"))) for host in self._hosts):
                 if not may_move or self._port:
                     raise OperatorError(
-                        f"store: port {self._read('port')} on 127.0.0.1 is taken by another process; stop that, or "
-                        f"take Prism down, delete {self._file('port')} and start it again on another port"
+                        f"store: port {self._read('port')} on {' or '.join(self._hosts)} is taken by another process; "
+                        f"stop that, or take Prism down, delete {self._file('port')} and start it again on another port"
                     )
-                _write(self._file("port"), str(_free_port()))
+                _write(self._file("port"), str(_free_port(self._hosts[-1])))
                 _write(self._file("server.conf"), self._configuration())
             self.socket_path.unlink(missing_ok=True)
             if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_BYTES:
@@ -156,7 +164,7 @@ class EmbeddedServer:
 
     def _configuration(self) -> str:
         settings = {
-            "bind": "127.0.0.1",
+            "bind": " ".join(self._hosts),
             "port": self._read("port"),
             "protected-mode": "yes",
             "unixsocket": _quoted(self.socket_path),
@@ -264,20 +272,24 @@ def _version(program: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what the server does; TIME_WAIT is no owner
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def _free_port(host: str) -> int:
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _write(file: Path, text: str) -> None:

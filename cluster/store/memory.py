@@ -13,6 +13,7 @@ from cluster.documents import AuditEntry, ModelDocument, VersionStatus
 from cluster.errors import ModelNotFound
 from cluster.names import check_model
 from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, next_mark, pack, unpack
+from cluster.store.nodes import MemoryNodes
 
 
 @dataclass(slots=True)
@@ -44,6 +45,11 @@ class MemoryStore:
         self._mark = 0
         self._commits = 0
         self._seen = 0
+        self._nodes = MemoryNodes(self._wake)
+
+    @property
+    def nodes(self) -> MemoryNodes:
+        return self._nodes
 
     def epoch(self) -> str:
         return self._epoch
@@ -107,9 +113,8 @@ class MemoryStore:
     def sanction(self) -> int:
         with self._changed:
             self._mark = next_mark(self._mark, self._now())
-            self._commits += 1
-            self._changed.notify_all()
-            return self._mark
+        self._wake()
+        return self._mark
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -135,8 +140,12 @@ class MemoryStore:
     def _commit(self, model: _Model, kept: bytes, operation: str, by: str, reason: str, above: int = 0) -> None:
         model.revision = max(model.revision, above) + 1
         model.audit.append(_Entry(model.revision, operation, by, self._now(), reason, kept))
-        self._commits += 1
-        self._changed.notify_all()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._commits += 1
+            self._changed.notify_all()
 
     def _last(self, model: _Model) -> AuditEntry | None:
         return self._shown(model.audit[-1]) if model.audit else None

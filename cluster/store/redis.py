@@ -8,6 +8,8 @@
     prism:{model}:audit      stream  revision, operation, by, reason, request, at_s, document
     prism:commits            channel "model revision", a hint
 
+`cluster.store.nodes` keeps its own keys beside these.
+
 A model's keys share a hash tag, so one script changes them together. A name is added to the set before its first
 commit and never taken out, because set and model may live in different slots of a cluster.
 """
@@ -30,6 +32,7 @@ from cluster.errors import InvalidRequest, ModelNotFound, ServingError, StoreUna
 from cluster.names import check_model
 from cluster.store.commits import KEPT_HISTORY, REMOVE, check_limit, check_texts, lost_race, next_mark, pack, unpack
 from cluster.store.hints import Hints
+from cluster.store.nodes import RedisNodes
 from cluster.store.url import redacted
 
 EPOCH, SANCTION, MODELS, CHANNEL = "prism:epoch", "prism:sanction", "prism:models", "prism:commits"
@@ -58,6 +61,11 @@ class RedisStore:
             ) from None
         self._commit_script = self._redis.register_script(_script("commit.lua"))
         self._report_script = self._redis.register_script(_script("report.lua"))
+        self._nodes = RedisNodes(self._redis, self._answering, CHANNEL)
+
+    @property
+    def nodes(self) -> RedisNodes:
+        return self._nodes
 
     def epoch(self) -> str:
         with self._answering():

@@ -41,9 +41,9 @@ DESERTED_S = 5.0  # a version that is leaving and has had no replica for so long
 class Gateway:
     """Deployed by `deployments.applications.gateway_application`."""
 
-    async def __init__(self, boot_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self) -> None:  # type: ignore[misc]  # Serve awaits it
         """Raises: OperatorError when the node's door does not hand out the listening socket."""
-        self._boot = boot = Boot.read(boot_file)
+        self._boot = boot = Boot.of_this_node()
         self._loop = asyncio.get_running_loop()
         self._node = ray.get_runtime_context().get_node_id()
         self._store = RedisStore(boot.store_url)

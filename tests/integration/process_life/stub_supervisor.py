@@ -31,7 +31,7 @@ def main() -> int:
     home = Home(arguments.home)
     parts = Parts(
         EmbeddedServer(home.store_dir, home.run_dir),
-        lambda environ, output: ray_head.start_command([sys.executable, "-c", HEAD], environ, output, 20.0),
+        lambda environ, output, port: ray_head.start_command([sys.executable, "-c", HEAD], environ, output, 20.0),
         (sys.executable, "-c", DEPLOY),
     )
     try:

@@ -44,7 +44,7 @@ def test_what_serve_reports_is_read():
         }
     )
     seen, gateways = applications_seen(status)
-    assert gateways == {apps.GATEWAY_APP + "n"}
+    assert gateways == {"n": "RUNNING"}
     assert (seen["model:m:1"].running, seen["model:m:1"].target, seen["model:m:1"].message) == (2, 3, "why")
 
 

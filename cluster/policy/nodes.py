@@ -1,0 +1,131 @@
+"""Which nodes have a gateway, which are to be drained now, and what is said of each.
+
+Pure: the controller reads Ray, Serve and the store, asks, and carries it out.
+
+Ray counts a node as idle only while no actor at all runs there, also none that takes 0 CPU. So a node that Ray's
+autoscaler may take away has a gateway only while replicas run on it, and for a while after the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cluster.nodes import DrainRequest, NodeReport, NodeState
+
+LINGER_S = 30.0  # a gateway stays for so long after the last replica on its node
+RETRY_S = 15.0  # a gateway that could not be started is tried again after so long
+REMEMBER_DRAIN_S = 3600.0  # a node that has left may still ask whether it was meant to
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A live node as Ray reports it. `door_port` is 0 where no gateway can listen, because nothing opened a door.
+
+    `idle_gateway`: it keeps a gateway also while no replica runs on it. `replicas` counts by "model:version".
+    """
+
+    id: str
+    address: str
+    name: str
+    head: bool = False
+    door_port: int = 0
+    idle_gateway: bool = True
+    draining: bool = False
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    total: Mapping[str, float] = field(default_factory=dict)
+    available: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """When a node was last seen with replicas, and when its gateway was first seen failed; None: never, or not now."""
+
+    busy_at_s: float | None = None
+    failed_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPlan:
+    """Node ids whose gateway is to be run or deleted now, and what to remember."""
+
+    run: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+    memory: dict[str, NodeMemory] = field(default_factory=dict)
+
+
+def plan_gateways(
+    nodes: Mapping[str, NodeSeen], gateways: Mapping[str, str], memory: Mapping[str, NodeMemory], now_s: float
+) -> GatewayPlan:
+    """The next step for every node's gateway.
+
+    Args:
+        nodes: Live nodes by id.
+        gateways: Serve's status of every gateway application, by node id.
+        memory: `GatewayPlan.memory` of the last call.
+        now_s: Any monotonic clock.
+    """
+    run: list[str] = []
+    delete = [id for id, status in gateways.items() if id not in nodes and status != "DELETING"]
+    kept: dict[str, NodeMemory] = {}
+    for id, node in nodes.items():
+        before = memory.get(id, NodeMemory())
+        busy_at_s = now_s if node.replicas else before.busy_at_s
+        status = gateways.get(id)
+        failed_at_s = None
+        if status == "DEPLOY_FAILED":
+            failed_at_s = now_s if before.failed_at_s is None else before.failed_at_s
+        kept[id] = NodeMemory(busy_at_s, failed_at_s)
+        if not _wanted(node, busy_at_s, now_s):
+            if status not in (None, "DELETING"):
+                delete.append(id)
+        elif status is None:
+            run.append(id)
+        elif failed_at_s is not None and now_s - failed_at_s >= RETRY_S:
+            delete.append(id)  # and run again once it is gone
+    return GatewayPlan(tuple(run), tuple(delete), kept)
+
+
+def _wanted(node: NodeSeen, busy_at_s: float | None, now_s: float) -> bool:
+    if not node.door_port or node.draining:
+        return False
+    return node.head or node.idle_gateway or (busy_at_s is not None and now_s - busy_at_s <= LINGER_S)
+
+
+def plan_drains(
+    nodes: Mapping[str, NodeSeen], wishes: Mapping[str, DrainRequest], time_s: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Node ids to ask Ray to drain now, and those whose wish may be forgotten.
+
+    The head is never drained: the cluster ends with it. `time_s` is seconds since 1970.
+    """
+    drain = tuple(id for id in wishes if id in nodes and not nodes[id].draining and not nodes[id].head)
+    forget = tuple(id for id, wish in wishes.items() if id not in nodes and abs(time_s - wish.at_s) > REMEMBER_DRAIN_S)
+    return drain, forget
+
+
+def node_reports(nodes: Mapping[str, NodeSeen], gateways: Mapping[str, str]) -> tuple[NodeReport, ...]:
+    """What to report, the head first, then by address and id."""
+    return tuple(
+        NodeReport(
+            id=node.id,
+            address=node.address,
+            name=node.name,
+            head=node.head,
+            state=_state(node, gateways),
+            door_port=node.door_port,
+            gateway=gateways.get(node.id, ""),
+            replicas=dict(sorted(node.replicas.items())),
+            total=dict(sorted(node.total.items())),
+            used={
+                name: round(total - node.available.get(name, total), 4) for name, total in sorted(node.total.items())
+            },
+        )
+        for node in sorted(nodes.values(), key=lambda node: (not node.head, node.address, node.id))
+    )
+
+
+def _state(node: NodeSeen, gateways: Mapping[str, str]) -> NodeState:
+    if not node.draining:
+        return "UP"
+    return "DRAINING" if node.replicas or node.id in gateways else "DRAINED"
