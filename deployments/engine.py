@@ -18,7 +18,9 @@ from typing import Protocol
 import numpy as np
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
+from cluster.policy.arrival import too_late
 from cluster.policy.batch import BatchPolicy, Waiting
+from cluster.policy.shares import Shares
 from cluster.tensors import Signature
 from deployments.wire.batches import Array, Done, MicroBatch, MicroResult
 
@@ -104,6 +106,7 @@ class Engine:
         self._running_since_s = 0.0
         self._next_id = 0
         self._urgent_run = 0
+        self._shares = Shares()
         self._wake: asyncio.TimerHandle | None = None
         self._closed = False
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -132,6 +135,12 @@ class Engine:
         """Rows that wait, without those being computed."""
         return self._queue_rows
 
+    def ahead_rows(self, source: int) -> int:
+        """Rows that would be computed before an interactive micro-batch which comes from `source` now."""
+        if not self._queue:
+            return 0
+        return self._policy.rows_ahead([unit.waiting for unit in self._queue.values()], 0, source, self._shares)
+
     def submit(self, batch: MicroBatch, done: Done) -> None:
         """Queue a micro-batch; `done` is called exactly once, later, on the loop."""
         rows = batch.total_rows
@@ -152,7 +161,7 @@ class Engine:
             self._loop.call_soon(done, result)
             return
         self._next_id += 1
-        waiting = Waiting(self._next_id, rows, now_s, max(batch.deadlines_s), batch.priority, batch.tails)
+        waiting = Waiting(self._next_id, rows, now_s, max(batch.deadlines_s), batch.priority, batch.tails, batch.source)
         unit = _Unit(batch, done, waiting, errors)
         self._queue[waiting.id] = unit
         self._by_batch[id(batch)] = unit
@@ -203,14 +212,11 @@ class Engine:
         if earliest_s >= now_s + self._policy.predict_s(self._queue_rows, rows, left_s):
             return
         units = [unit.waiting for unit in self._queue.values()]
-        ahead = sum(waiting.rows for waiting in units if waiting.priority <= batch.priority)
-        done_s = now_s + self._policy.predict_s(ahead, rows, left_s)
+        ahead = self._policy.rows_ahead(units, batch.priority, batch.source, self._shares)
+        needs_s = self._policy.predict_s(ahead, rows, left_s)
         for i, deadline_s in enumerate(batch.deadlines_s):
-            if deadline_s < done_s:
-                errors[i] = DeadlineExceeded(
-                    f"deadline: {max(0.0, deadline_s - now_s) * 1e3:.0f} ms are left, "
-                    f"the answer is expected to take {(done_s - now_s) * 1e3:.0f} ms"
-                )
+            if deadline_s < now_s + needs_s:
+                errors[i] = too_late(deadline_s - now_s, needs_s)
 
     def _next(self) -> None:
         """Run the next batch, if it is time for one."""
@@ -219,7 +225,8 @@ class Engine:
             self._wake = None
         while self._queue and self._running is None:
             now_s = self._clock()
-            decision = self._policy.decide([u.waiting for u in self._queue.values()], now_s, self._urgent_run)
+            units = [unit.waiting for unit in self._queue.values()]
+            decision = self._policy.decide(units, now_s, self._urgent_run, self._shares)
             for unit_id in decision.expire:
                 unit = self._queue[unit_id]
                 self._leave(unit)
@@ -233,6 +240,7 @@ class Engine:
     def _start(self, units: list[_Unit], now_s: float) -> None:
         others = any(unit.waiting.priority > units[0].waiting.priority for unit in self._queue.values())
         self._urgent_run = self._urgent_run + 1 if others else 0
+        self._shares.ran(units[0].waiting.priority, [(unit.waiting.source, unit.waiting.rows) for unit in units])
         ready: list[_Unit] = []
         for unit in units:
             self._leave(unit)

@@ -1,8 +1,9 @@
 """Which waiting work an engine runs next.
 
 Work arrives as units: micro-batches of one or more requests that share tensor shapes (`group`) and a priority class.
-A unit is never divided. The policy reads a queue in arrival order and answers with a decision; the engine's shell in
-`deployments.engine` reads the clock and carries it out.
+A unit is never divided. Units of one class may come from several sources (gateways), which take turns by rows. The
+policy reads a queue in arrival order and answers with a decision; the engine's shell in `deployments.engine` reads the
+clock and carries it out.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import itemgetter
 
 from cluster.costs import CostCurve
 from cluster.errors import InvalidRequest
+from cluster.policy.shares import Shares
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class Waiting:
     deadline_s: float = inf
     priority: int = 0  # smaller is more urgent
     group: Hashable = None
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Decision:
     """What to do now.
 
     Attributes:
-        run: Ids of the units that make the next batch, in arrival order.
+        run: Ids of the units that make the next batch, in the order of their turns.
         expire: Ids whose deadline has passed.
         wake_s: With nothing to run: when to ask again.
     """
@@ -43,11 +47,14 @@ class Decision:
 
 
 NOTHING = Decision()
+EQUAL = Shares()  # nobody has had anything yet; never changed
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """First in, first out per priority class; a batch never exceeds `max_rows`.
+    """Per priority class, sources take turns by rows, and each source's units go first in, first out.
+
+    A batch never exceeds `max_rows`.
 
     Attributes:
         max_rows: Rows one batch may have.
@@ -84,13 +91,31 @@ class BatchPolicy:
         """Whether a unit of `rows` rows may join a queue of `queue_rows` rows."""
         return queue_rows + rows <= self.max_queue_rows
 
-    def decide(self, queue: Sequence[Waiting] | Iterable[Waiting], now_s: float, urgent_run: int = 0) -> Decision:
+    def rows_ahead(self, queue: Iterable[Waiting], priority: int, source: int, shares: Shares = EQUAL) -> int:
+        """Rows of `queue`, which is in arrival order, that go before a unit which arrives from `source` now."""
+        ahead = 0
+        turns: dict[int, int] = {}
+        peers: list[tuple[int, int]] = []
+        for unit in queue:
+            if unit.priority < priority:
+                ahead += unit.rows
+            elif unit.priority == priority:
+                turn = turns.get(unit.source)
+                if turn is None:
+                    turn = shares.turn(priority, unit.source)
+                turns[unit.source] = turn + unit.rows
+                peers.append((turn, unit.rows))
+        own = turns[source] if source in turns else shares.turn(priority, source)
+        return ahead + sum(rows for turn, rows in peers if turn <= own)
+
+    def decide(self, queue: Iterable[Waiting], now_s: float, urgent_run: int = 0, shares: Shares = EQUAL) -> Decision:
         """The next batch from `queue`, which is in arrival order.
 
         Args:
             queue: Every waiting unit.
             now_s: The engine's clock.
             urgent_run: How many batches in a row the most urgent class has had while others waited.
+            shares: Whose turn it is.
         """
         expire: list[int] = []
         live: list[Waiting] = []
@@ -101,33 +126,50 @@ class BatchPolicy:
                 live.append(unit)
         if not live:
             return Decision(expire=tuple(expire)) if expire else NOTHING
-        head = self._head(live, urgent_run)
+        members = in_turn(self._class(live, urgent_run), shares)
+        head = members[0]
         batch: list[Waiting] = []
         rows = 0
-        tightest = inf
+        oldest_s = tightest_s = inf
         full = False  # nothing that waits can still join
-        for unit in live:
-            if unit.group != head.group or unit.priority != head.priority:
+        for unit in members:
+            if unit.group != head.group:
                 continue
             if rows + unit.rows > self.max_rows and batch:
                 full = True
                 break
             batch.append(unit)
             rows += unit.rows
-            tightest = min(tightest, unit.deadline_s)
+            oldest_s = min(oldest_s, unit.arrived_s)
+            tightest_s = min(tightest_s, unit.deadline_s)
             if rows >= self.max_rows:
                 break
         if rows < self.max_rows and not full and self.max_wait_s > 0:
-            patience_s = min(head.arrived_s + self.max_wait_s, tightest - self.costs.run_s(rows))
+            patience_s = min(oldest_s + self.max_wait_s, tightest_s - self.costs.run_s(rows))
             if patience_s > now_s:
                 return Decision(expire=tuple(expire), wake_s=patience_s)
-        return Decision(run=tuple(unit.id for unit in batch), expire=tuple(expire))
+        return Decision(run=tuple([unit.id for unit in batch]), expire=tuple(expire))
 
-    def _head(self, live: list[Waiting], urgent_run: int) -> Waiting:
-        """The unit that must be in the next batch: the oldest of the class whose turn it is."""
-        urgent = min(unit.priority for unit in live)
+    def _class(self, live: list[Waiting], urgent_run: int) -> list[Waiting]:
+        """The units of the class whose turn it is."""
+        urgent = min([unit.priority for unit in live])
         if urgent_run >= self.class_turn:
-            for unit in live:
-                if unit.priority != urgent:
-                    return unit
-        return next(unit for unit in live if unit.priority == urgent)
+            urgent = next((unit.priority for unit in live if unit.priority != urgent), urgent)
+        return [unit for unit in live if unit.priority == urgent]
+
+
+def in_turn(units: Sequence[Waiting], shares: Shares) -> Sequence[Waiting]:
+    """`units`, all of one class and in arrival order, in the order of their turns; on equal turns the older first."""
+    first = units[0].source
+    if all([unit.source == first for unit in units]):
+        return units
+    turns: dict[int, int] = {}
+    placed: list[tuple[int, Waiting]] = []
+    for unit in units:
+        turn = turns.get(unit.source)
+        if turn is None:
+            turn = shares.turn(unit.priority, unit.source)
+        placed.append((turn, unit))
+        turns[unit.source] = turn + unit.rows
+    placed.sort(key=itemgetter(0))
+    return [unit for _, unit in placed]
