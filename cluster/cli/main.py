@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "cluster.cli.convert:convert",
     "up": "cluster.cli.up:up",
     "down": "cluster.cli.up:down",
+    "drain": "cluster.cli.nodes:drain",
     "publish": "cluster.cli.versions:publish",
     "deploy": "cluster.cli.versions:deploy",
     "scale": "cluster.cli.versions:scale",

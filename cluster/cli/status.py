@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cluster.cli.nodes import node_facts, nodes_text
 from cluster.cli.output import emit, home_option, json_option
 from cluster.cli.session import REPAIR, Session, connect, nothing_running
 from cluster.cli.traffic import columns, labels_text, split_text, traffic_facts
@@ -15,6 +16,7 @@ from cluster.cli.versions import one_line, version_facts
 from cluster.documents import ModelDocument, VersionStatus
 from cluster.errors import ModelNotFound, OperatorError, StoreUnavailable
 from cluster.home import Home
+from cluster.nodes import NodeReports
 from cluster.probe import gateway_answers
 from cluster.store.url import redacted
 
@@ -48,9 +50,11 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         "gateway": {"url": session.url, "answers": gateway_answers(boot.settings.http.host, boot.http_port)},
         "ray": {"address": boot.ray_address},
         "store": {"url": redacted(boot.store_url), "answers": True, "regressed": "", "warnings": []},
+        "nodes": node_facts(NodeReports()),
         "models": [],
     }
     try:
+        facts["nodes"] = node_facts(session.store.nodes.reports())
         facts["store"] |= {"regressed": session.regressed(), "warnings": list(session.store.durability_warnings())}
         names = (model,) if model else session.store.models()
         for name in names:
@@ -98,6 +102,8 @@ def _text(facts: dict[str, Any]) -> str:
     if store["regressed"]:
         lines[2] += f"; regressed: {store['regressed']}, so nothing of it is applied; {REPAIR}"
     lines += [f"warning  {warning}" for warning in store["warnings"]]
+    nodes = nodes_text(facts["nodes"], time.time())
+    lines += ["", *nodes] if nodes else []
     if not facts["models"] and store["answers"]:
         lines += ["", "no models yet (prism serve FILE, or prism publish MODEL ARTIFACT_DIR)"]
     for model in facts["models"]:
