@@ -11,6 +11,7 @@ from cluster.documents import DeploySettings, VersionRecord
 from cluster.errors import InvalidRequest, TooLarge
 from deployments.call import Buffer, TensorAnswer, TensorRequest
 from deployments.oip.header import parse_header
+from deployments.oip.json_forms import JsonForms
 from deployments.oip.request import Limits, Template, check_elements, raw_template, template_of
 from deployments.oip.response import Encoded, OutputPlan, Wanted, encode_answer
 
@@ -24,10 +25,22 @@ class InferCodec:
     """Decodes requests to one version and encodes its answers.
 
     What it remembers is bounded, and only makes it faster: a request that is nothing but binary tensors behind a JSON
-    header is recognised by the header's bytes, those of an id at its beginning left out.
+    header is recognised by the header's bytes, those of an id at its beginning left out; one that is JSON only by what
+    stands around its values.
     """
 
-    __slots__ = ("_default_s", "_head", "_labels", "_limits", "_plans", "_raw", "_raw_plan", "_signature", "_templates")
+    __slots__ = (
+        "_default_s",
+        "_forms",
+        "_head",
+        "_labels",
+        "_limits",
+        "_plans",
+        "_raw",
+        "_raw_plan",
+        "_signature",
+        "_templates",
+    )
 
     def __init__(self, model: str, record: VersionRecord, limits: Limits) -> None:
         self._signature = record.signature
@@ -38,6 +51,7 @@ class InferCodec:
         self._plans: dict[tuple[Wanted, ...], OutputPlan] = {}
         self._templates: dict[bytes, Template] = {}
         self._raw: dict[int, Template] = {}
+        self._forms = JsonForms(record.signature.inputs)
         self._raw_plan = self._plan(tuple(Wanted(n, True) for n in range(len(record.signature.outputs))))
 
     def decode(
@@ -60,6 +74,10 @@ class InferCodec:
         id = ""
         if json_length is None:
             json_length = size
+            form = self._forms.read(body) if type(body) is bytes and size <= self._limits.max_json_bytes else None
+            if form is not None:
+                template, tensor = form
+                return self._request(template, (tensor,), now_s, timeout_s, "")
             template = self._parse(body)
         elif json_length == 0:
             template = self._raw.get(size) or self._parse_raw(size)
@@ -80,17 +98,21 @@ class InferCodec:
                 f"request: expected {template.binary_bytes} bytes of binary tensors after the JSON, "
                 f"got {size - json_length}"
             )
-        data = self._data(template, body, json_length)
+        return self._request(template, self._data(template, body, json_length), now_s, timeout_s, id)
+
+    def encode(self, plan: OutputPlan, answer: TensorAnswer, id: str = "") -> Encoded:
+        """Raises: InvalidRequest if an output that was asked for as JSON has no JSON form."""
+        return encode_answer(plan, answer, self._signature, self._labels, self._head, id)
+
+    def _request(
+        self, template: Template, data: tuple[Buffer, ...], now_s: float, timeout_s: float, id: str
+    ) -> tuple[TensorRequest, OutputPlan]:
         wish_s = template.timeout_s
         if timeout_s and (not wish_s or timeout_s < wish_s):
             wish_s = timeout_s
         deadline_s = now_s + min(wish_s or self._default_s, self._limits.max_deadline_s)
         request = TensorRequest(template.rows, template.shapes, data, deadline_s, template.priority, id or template.id)
         return request, template.plan
-
-    def encode(self, plan: OutputPlan, answer: TensorAnswer, id: str = "") -> Encoded:
-        """Raises: InvalidRequest if an output that was asked for as JSON has no JSON form."""
-        return encode_answer(plan, answer, self._signature, self._labels, self._head, id)
 
     def _data(self, template: Template, body: Buffer, start: int) -> tuple[Buffer, ...]:
         if not template.binary_bytes and None not in template.data:
@@ -116,6 +138,8 @@ class InferCodec:
             )
         header = parse_header(head, self._limits.max_json_depth)
         template = template_of(header, self._signature, self._limits, self._plan)
+        if type(head) is bytes:
+            self._forms.learn(head, header, template)
         if template.reusable and len(head) <= _KEPT_HEADER_BYTES:
             if len(self._templates) >= _KEPT_TEMPLATES:
                 del self._templates[next(iter(self._templates))]
