@@ -19,6 +19,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import __version__
 from cluster.documents import DeploySettings, VersionRecord
+from cluster.policy.placement import Demand
 from cluster.settings import GatewaySettings
 from deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S, policy_arguments
 
@@ -45,8 +46,10 @@ def parse_app_name(name: str) -> tuple[str, str] | None:
     return (model, version) if model and version else None
 
 
-def model_application(model: str, record: VersionRecord, max_deadline_s: float, fresh: bool) -> Application:
-    """The application that serves `record`, whose `deploy` must be set.
+def model_application(
+    model: str, record: VersionRecord, demand: Demand, max_deadline_s: float, fresh: bool
+) -> Application:
+    """The application that serves `record`, whose `deploy` must be set and whose replicas need `demand` each.
 
     `fresh` says that Serve does not have it yet. Otherwise it keeps as many replicas as it has: Serve would set the
     count to `initial_replicas` with every change of settings.
@@ -56,9 +59,10 @@ def model_application(model: str, record: VersionRecord, max_deadline_s: float, 
     deploy = record.deploy
     assert deploy is not None
     identity = replace(record, deploy=None)
-    actor = actor_options(deploy)
+    actor = actor_options(demand)
+    accelerator = accelerator_of(demand, deploy.cpu_fallback)
     deployment = serve.deployment(ModelReplica, name=MODEL_DEPLOYMENT).options(
-        version=_hash(__version__, asdict(identity), actor),
+        version=_hash(__version__, asdict(identity), actor, accelerator),
         ray_actor_options=actor,
         user_config=asdict(deploy),
         autoscaling_config=_autoscaling(deploy, fresh),
@@ -76,8 +80,8 @@ def model_application(model: str, record: VersionRecord, max_deadline_s: float, 
         deployment,
         model,
         json.dumps(asdict(identity)),
-        max(1, int(deploy.num_cpus)),
-        "gpu" if "num_gpus" in actor else "cpu",
+        threads_of(demand),
+        accelerator,
         max_deadline_s + DRAIN_SPARE_S / 2,
     )
 
@@ -119,12 +123,28 @@ def controller_application(node_id: str) -> Application:
     return _bound(deployment)
 
 
-def actor_options(deploy: DeploySettings) -> dict[str, Any]:
-    """Ray's resources for one replica."""
-    options: dict[str, Any] = {"num_cpus": deploy.num_cpus}
-    if deploy.num_gpus and deploy.accelerator != "cpu":
-        options["num_gpus"] = deploy.num_gpus
+def actor_options(demand: Demand) -> dict[str, Any]:
+    """Ray's options for one replica."""
+    options: dict[str, Any] = {"num_cpus": demand.cpus}
+    if demand.gpus:
+        options["num_gpus"] = demand.gpus
+    if demand.memory_bytes:
+        options["memory"] = demand.memory_bytes
+    if demand.on:
+        options["label_selector"] = dict(demand.on)
     return options
+
+
+def threads_of(demand: Demand) -> int:
+    """Threads that one replica computes with: the whole CPUs it was given, and at least one."""
+    return max(1, int(demand.cpus))
+
+
+def accelerator_of(demand: Demand, cpu_fallback: bool) -> str:
+    """What the runtime is told. With a GPU reserved, less than a GPU is an error unless `cpu_fallback` allows it."""
+    if not demand.gpus:
+        return "cpu"
+    return "auto" if cpu_fallback else "gpu"
 
 
 def _autoscaling(deploy: DeploySettings, fresh: bool) -> AutoscalingConfig:

@@ -20,7 +20,7 @@ from ray.serve.schema import ServeStatus
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus, spec_of
 from cluster.errors import ServingError, StoreUnavailable
 from cluster.nodes import NodeReports
-from cluster.policy.nodes import NodeMemory, node_reports, plan_drains, plan_gateways
+from cluster.policy.nodes import NodeMemory, NodeSeen, node_reports, plan_drains, plan_gateways
 from cluster.policy.reconcile import Applied, Seen, Wanted, after_refusal, at_rest, plan, refused
 from cluster.settings import Boot
 from cluster.store import VersionStore
@@ -28,6 +28,7 @@ from cluster.store.follow import Follower
 from cluster.store.redis import RedisStore
 from deployments import applications as apps
 from deployments.nodes import Nodes, serve_seen
+from deployments.placing import Placing
 
 log = logging.getLogger("ray.serve")
 
@@ -87,6 +88,8 @@ class Reconciler:
         self._reported: dict[str, dict[str, VersionStatus]] = {}
         self._node_memory: dict[str, NodeMemory] = {}
         self._nodes_reported = NodeReports()
+        self._live: dict[str, NodeSeen] = {}  # nodes when they were last listed
+        self._placing = Placing()
         self.settled = False  # the last step found everything as it should be
 
     def step(self) -> None:
@@ -99,10 +102,12 @@ class Reconciler:
             raise StoreUnavailable("no answer")
         documents = self._follower.documents
         wanted, records = wanted_applications(documents)
-        status, replicas = serve_seen()
+        status, replicas, unplaced = serve_seen()
         seen, gateways = applications_seen(status)
         nodes_settled = self._look_after_nodes(replicas, gateways)
+        self._placing.look(self._live.values(), unplaced, time.monotonic())
         before = self._before(documents, wanted)
+        demands = {name: self._placing.demand(record, before.get(name)) for name, record in records.items()}
         decided = plan(wanted, seen, self._memory, before, time.monotonic())
         self._memory = decided.memory
         for name in decided.delete:
@@ -117,6 +122,7 @@ class Reconciler:
                     apps.model_application(
                         want.model,
                         records[name],
+                        demands[name],
                         self._settings.gateway.max_deadline_s,
                         fresh=name not in seen,
                     ),
@@ -126,6 +132,8 @@ class Reconciler:
                 reason = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
                 decided.statuses[name] = refused(decided.statuses[name], reason[:500])
                 self._memory[name] = after_refusal(self._memory[name], reason[:500], time.monotonic())
+        for name, status in decided.statuses.items():
+            decided.statuses[name] = self._placing.explain(name, status, demands[name], time.monotonic())
         self._report(documents, wanted, seen, decided.statuses)
         self.settled = (
             nodes_settled
@@ -143,6 +151,7 @@ class Reconciler:
         except Exception:  # Ray's head may be busy for a moment; versions are looked after all the same
             log.exception("the nodes could not be listed")
             return False
+        self._live = nodes
         decided = plan_gateways(nodes, gateways, self._node_memory, time.monotonic())
         self._node_memory = decided.memory
         for node in decided.delete:

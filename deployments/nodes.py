@@ -23,13 +23,15 @@ _HEAD = "node:__internal_head__"
 _SHOWN = ("CPU", "GPU", "memory")  # and whatever the operator named; never the names Ray makes for its own use
 
 
-def serve_seen() -> tuple[ServeStatus, dict[str, dict[str, int]]]:
-    """Serve's status, and the model replicas on each node: node id -> "model:version" -> count."""
+def serve_seen() -> tuple[ServeStatus, dict[str, dict[str, int]], dict[str, int]]:
+    """Serve's status; the model replicas on each node: node id -> "model:version" -> count; and by application how
+    many replicas no node has taken yet."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
-        return ServeStatus(), {}
+        return ServeStatus(), {}, {}
     details = ServeInstanceDetails(**client.get_serve_details())
     found: dict[str, Counter[str]] = {}
+    unplaced: Counter[str] = Counter()
     for name, app in details.applications.items():
         version = apps.parse_app_name(name)
         if version is None:
@@ -38,7 +40,9 @@ def serve_seen() -> tuple[ServeStatus, dict[str, dict[str, int]]]:
             for replica in deployment.replicas:
                 if replica.node_id:
                     found.setdefault(replica.node_id, Counter())[":".join(version)] += 1
-    return details._get_status(), {node: dict(counts) for node, counts in found.items()}
+                elif replica.state == "STARTING":
+                    unplaced[name] += 1
+    return details._get_status(), {node: dict(counts) for node, counts in found.items()}, dict(unplaced)
 
 
 class Nodes:
@@ -96,4 +100,5 @@ def _seen(node: dict[str, Any], replicas: dict[str, int], available: dict[str, f
         replicas=replicas,
         total=total,
         available={name: available.get(name, 0.0) for name in total} if available else total,
+        labels=labels,
     )

@@ -45,7 +45,7 @@ class ModelReplica:
             model: The model's name.
             record: JSON of the `VersionRecord`, without its `deploy`, which arrives through `reconfigure`.
             threads: Threads the runtime computes with.
-            accelerator: "cpu" or "gpu".
+            accelerator: "cpu", "gpu", or "auto" where the CPU may stand in for a GPU.
             drain_s: How long `__del__` may wait for what gateways have sent.
         """
         self._model = model
@@ -58,7 +58,7 @@ class ModelReplica:
         self._drain_s = drain_s
         runtime = await asyncio.to_thread(open_runtime, self._artifact, threads=threads, accelerator=accelerator)
         watch.lap(startup.LOAD)
-        self._costs = self._artifact.cost_curve(accelerator)
+        self._costs = self._artifact.cost_curve(accelerator if accelerator != "auto" else used_device(runtime))
         policy = self._policy(DeploySettings())
         await asyncio.to_thread(warm_up, runtime, self._artifact, policy.max_rows)
         watch.lap(startup.WARM_UP)
@@ -142,6 +142,11 @@ class ModelReplica:
         if wire is not None:
             await wire.drain(timeout_s=self._drain_s)
             self._engine.close()
+
+
+def used_device(runtime: Runtime) -> str:
+    """"cpu" or "gpu": what a runtime that was free to choose computes on."""
+    return "cpu" if str(getattr(runtime, "provider", "")).startswith("CPU") else "gpu"
 
 
 def warm_up(runtime: Runtime, artifact: Artifact, batch_rows: int) -> None:

@@ -35,6 +35,7 @@ class NodeSeen:
     replicas: Mapping[str, int] = field(default_factory=dict)
     total: Mapping[str, float] = field(default_factory=dict)
     available: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
