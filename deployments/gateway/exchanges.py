@@ -12,7 +12,7 @@ from deployments.gateway.inference import Pending
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from deployments.gateway.http_protocol import GatewayProtocol
+    from deployments.gateway.receiving import Receiving
 
 
 MAX_ASGI_BODY_BYTES = 1 << 20  # control calls are small
@@ -56,7 +56,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: GatewayProtocol | None,
+        connection: Receiving | None,
         method: bytes,
         url: bytes,
         headers: list[tuple[bytes, bytes]],

@@ -142,7 +142,6 @@ class GatewayProtocol(Receiving):
             self._flush()
 
     def answered(self, exchange: Exchange, outcome: TensorAnswer | ServingError) -> None:
-        """The answer to a request that was submitted."""
         pending = exchange.pending
         if pending is None:
             raise AssertionError("an arm replies after submit has returned")

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from cluster.errors import Overloaded, ServingError, TooLarge
+from deployments.call import TensorAnswer
 from deployments.gateway.admission import admit, without_upgrade
 from deployments.gateway.exchanges import Exchange
 from deployments.gateway.heads import Head, head_end
@@ -69,6 +70,10 @@ class Receiving(HttpToolsProtocol):
     @abstractmethod
     def _has_unanswered(self) -> bool:
         """Whether requests that came before are still to be answered."""
+
+    @abstractmethod
+    def answered(self, exchange: Exchange, outcome: TensorAnswer | ServingError) -> None:
+        """The answer to a request that was submitted."""
 
     @abstractmethod
     def broken(self, error: BaseException) -> None:

@@ -98,6 +98,22 @@ def test_a_codec_that_remembers_answers_as_one_that_does_not(bodies: list[str]) 
         assert meaning(remembering, body.encode()) == meaning(fresh(), body.encode())
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        ',"data":[7,7]}]}',
+        ',"d\\u0061ta":[7,7]}]}',
+        '}],"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[7,7]}]}',
+    ],
+)
+def test_the_last_of_two_equal_fields_counts_also_the_next_time(behind: str) -> None:
+    head = '{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":'
+    codec = fresh()
+    for first in ("[7,7]", "[1,2]", "[7,7]"):
+        request, _ = codec.decode((head + first + behind).encode(), None, 0.0)
+        assert np.frombuffer(request.data[0], "<f4").tolist() == [7, 7]
+
+
 def test_text_beyond_the_limit_is_refused_though_its_form_is_known() -> None:
     codec = fresh()
     codec.decode(PLAIN, None, 0.0)
