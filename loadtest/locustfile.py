@@ -32,7 +32,9 @@ locust.stats.bucket_response_time = lambda ms: float(f"{ms:.4g}")
 
 def add_options(parser: ArgumentParser, **_: Any) -> None:
     parser.add_argument("--scenario", default="smoke", help="A scenario file, or the name of a shipped one")
-    parser.add_argument("--model", default="", help="Model to ask: name, name:version or name@label")
+    parser.add_argument(
+        "--model", default="", help="Model to ask: name, name:version or name@label; several with commas, in turn"
+    )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="Requests per second that 1.0 means (0: the scenario's)"
     )
@@ -40,10 +42,11 @@ def add_options(parser: ArgumentParser, **_: Any) -> None:
     hidden: dict[str, Any] = {"include_in_web_ui": False}
     parser.add_argument("--plan", default="", help="A prepared plan, instead of a scenario", **hidden)
     parser.add_argument("--samples", default="", help="Folder for one row per request", **hidden)
+    parser.add_argument("--parent", type=int, default=0, help="Process whose end ends the run", **hidden)
 
 
 def on_init(environment: Environment, **_: Any) -> None:
-    connect(environment)
+    connect(environment, environment.parsed_options.parent)
 
 
 def on_test_start(environment: Environment, **_: Any) -> None:
@@ -70,6 +73,8 @@ def _plan(environment: Environment) -> Plan:
     scenario = read_scenario(
         options.scenario, rate=options.rate or None, model=options.model or None, sample=options.sample or None
     )
+    if scenario.events:
+        log.warning("the scenario's events are left out: only prism loadtest carries them out")
     return plan(scenario, host, fetch_json(host))
 
 

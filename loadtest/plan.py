@@ -18,13 +18,17 @@ from loadtest.schedule import Schedule, Window, schedule
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Arrival i is due at `schedule.due_s[i]`, sends `calls[call[i]]`, with key `key[i]` (-1: none)."""
+    """Arrival i is due at `schedule.due_s[i]`, sends `calls[call[i]]`, with key `key[i]` (-1: none).
+
+    Call c belongs to the scenario's target `target[c]`.
+    """
 
     host: str
     calls: tuple[Call, ...]
     schedule: Schedule
     call: NDArray[np.int32]
     key: NDArray[np.int32]
+    target: tuple[int, ...]
     loop: str
     users: int
     seed: int
@@ -40,6 +44,7 @@ class Plan:
             "due_s": self.schedule.due_s.tobytes(),
             "call": self.call.tobytes(),
             "key": self.key.tobytes(),
+            "target": self.target,
             **{name: getattr(self, name) for name in _PLAIN},
         }
         file.write_bytes(msgspec.msgpack.encode(plain))
@@ -58,6 +63,7 @@ class Plan:
                 ),
                 call=np.frombuffer(raw["call"], dtype=np.int32),
                 key=np.frombuffer(raw["key"], dtype=np.int32),
+                target=tuple(raw["target"]),
                 **{name: raw[name] for name in _PLAIN},
             )
         except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:
@@ -97,6 +103,7 @@ def plan(scenario: Scenario, host: str, fetch: Fetch) -> Plan:
         schedule=arrivals,
         call=call,
         key=key,
+        target=tuple(i for i, group in enumerate(groups) for _ in group),
         loop=scenario.loop,
         users=scenario.users,
         seed=scenario.seed,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import psutil
 
 from cluster import __version__
 from cluster.errors import InvalidRequest
+from loadtest.events import Happened
 from loadtest.gate import Verdict
 from loadtest.measure import Counts, Percentiles, Timeline
 from loadtest.server_metrics import ServerFigures, ServerTimeline
@@ -83,12 +85,16 @@ class Machine:
     prism: str
     locust: str
     load_average: tuple[float, ...]
+    ray: str = ""
+    onnxruntime: str = ""
+    numpy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
     """A whole run. `total` covers the measured phases together; `distribution` is the latency in seconds of answers
-    and the share of answers that took longer.
+    and the share of answers that took longer. `targets` are the measured phases together, per target of a scenario with
+    several; `about_server` is what the server said of itself.
     """
 
     host: str
@@ -102,6 +108,9 @@ class LoadResult:
     generator_cpu: float | None
     distribution: tuple[tuple[float, ...], tuple[float, ...]]
     machine: Machine
+    targets: tuple[PhaseResult, ...] = ()
+    events: tuple[Happened, ...] = ()
+    about_server: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -122,6 +131,17 @@ class LoadResult:
             raise InvalidRequest(f"{file}: not a load test result: {error}") from None
 
 
+def with_events(result: LoadResult, happened: Sequence[Happened]) -> LoadResult:
+    """The result with its events. One that could not be done makes the run invalid."""
+    failed = tuple(f"event {event.name} was not done: {event.error}" for event in happened if event.error)
+    verdict = result.verdict
+    if failed:
+        notes = verdict.notes if verdict.status == "invalid" else (*verdict.reasons, *verdict.notes)
+        reasons = verdict.reasons if verdict.status == "invalid" else ()
+        verdict = Verdict("invalid", (*reasons, *failed), notes)
+    return replace(result, events=tuple(happened), verdict=verdict)
+
+
 def this_machine() -> Machine:
     return Machine(
         cpu=_cpu_name(),
@@ -132,6 +152,9 @@ def this_machine() -> Machine:
         prism=__version__,
         locust=_version_of("locust"),
         load_average=tuple(round(load, 2) for load in os.getloadavg()),
+        ray=_version_of("ray"),
+        onnxruntime=_version_of("onnxruntime") or _version_of("onnxruntime-gpu"),
+        numpy=_version_of("numpy"),
     )
 
 

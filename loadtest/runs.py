@@ -16,14 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.errors import OperatorError
+from cluster.errors import InvalidRequest, OperatorError
 from cluster.names import Target
 from loadtest.calls import check_host, fetch_json
 from loadtest.gate import Generation, judge
@@ -38,10 +39,12 @@ from loadtest.measure import (
     within,
 )
 from loadtest.plan import Plan, plan
-from loadtest.result import Load, LoadResult, PhaseResult, this_machine
+from loadtest.playback import Playback
+from loadtest.result import Load, LoadResult, PhaseResult, this_machine, with_events
 from loadtest.samples import Samples, merge, read_samples
-from loadtest.scenario import Scenario
+from loadtest.scenario import Scenario, target_names
 from loadtest.schedule import Window, dispersion, gap_cv
+from loadtest.server_facts import server_facts
 from loadtest.server_metrics import MetricsPoller, Snapshot, server_figures, server_timeline
 
 START_LIMIT_S = 60.0  # for Locust to start and connect its workers
@@ -76,19 +79,37 @@ class Recording:
     stopped_s: float | None  # seconds into the run at which it was stopped early
 
 
-def run(scenario: Scenario, host: str, out: Path | None = None, on_progress: OnProgress | None = None) -> LoadResult:
+def run(
+    scenario: Scenario,
+    host: str,
+    out: Path | None = None,
+    on_progress: OnProgress | None = None,
+    playback: Playback | None = None,
+    about_server: dict[str, Any] | None = None,
+) -> LoadResult:
     """Run `scenario` against `host` and say what came of it; with `out`, `result.json`, `samples.npz`, `phases.csv`
     and `report.html` are written there.
+
+    Args:
+        playback: Carries out the scenario's events, and has checked them.
+        about_server: What is known of the server, for the result; without it, what it says of itself.
 
     Raises: InvalidRequest and ModelNotFound for a scenario that does not fit the server, OperatorError if the server
         cannot be reached or Locust is not installed or fails.
     """
     host = check_host(host)
-    prepared = plan(scenario, host, fetch_json(host))
+    if scenario.events and playback is None:
+        raise InvalidRequest("events: they need a Prism in a local home; leave them out to load another server")
+    fetch = fetch_json(host)
+    prepared = plan(scenario, host, fetch)
+    about = {**server_facts(fetch), **(about_server or {})}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(prefix="prism-loadtest-") as folder:
-        recording = record(prepared, scenario.generator.processes, Path(folder), on_progress)
-    result = summarize(scenario, prepared, recording, started)
+    with tempfile.TemporaryDirectory(prefix="prism-loadtest-") as folder, playback or nullcontext():
+        watch = playback.beside(on_progress) if playback else on_progress
+        recording = record(prepared, scenario.generator.processes, Path(folder), watch)
+    result = replace(summarize(scenario, prepared, recording, started), about_server=about)
+    if playback is not None:
+        result = with_events(result, playback.happened(recording.epoch_s))
     if out is not None:
         from loadtest.report import write_files  # matplotlib is slow to import and only needed here
 
@@ -149,6 +170,7 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
     span = Window("total", measured[0].start_s, measured[-1].end_s) if measured else Window("total", 0.0, 0.0)
     total = _phase(span, samples, scenario, recording)
     inside = within(samples, span)
+    targets = tuple(_target(i, span, samples, scenario, prepared, recording) for i in range(len(scenario.targets)))
     generation = Generation(
         loop=scenario.loop,
         offered=total.counts.offered,
@@ -172,6 +194,7 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
         generator_cpu=generation.cpu,
         distribution=distribution(inside.latency_s[inside.ok]),
         machine=this_machine(),
+        targets=targets if len(targets) > 1 else (),
     )
 
 
@@ -199,6 +222,16 @@ def _phase(window: Window, samples: Samples, scenario: Scenario, recording: Reco
             recording.epoch_s + window.end_s,
         ),
     )
+
+
+def _target(
+    index: int, span: Window, samples: Samples, scenario: Scenario, prepared: Plan, recording: Recording
+) -> PhaseResult:
+    """One of several targets: its requests over all measured phases, and what the server said of its model."""
+    calls = [call for call, target in enumerate(prepared.target) if target == index]
+    own = replace(scenario, targets=(scenario.targets[index],), events=())
+    found = _phase(span, samples.only(np.isin(samples.call, calls)), own, recording)
+    return replace(found, name=target_names(scenario.targets)[index])
 
 
 def _load(scenario: Scenario, prepared: Plan, span: Window) -> Load:

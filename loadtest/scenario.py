@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,9 +13,12 @@ import yaml
 from cluster.errors import InvalidRequest
 from cluster.names import Target
 from loadtest.arrivals import PATTERNS, Replay
+from loadtest.events import Event, check_times
 from loadtest.objective import Objective
 from loadtest.reading import read
 from loadtest.schedule import Phase
+
+MAX_ARRIVALS = 20_000_000  # planned beforehand, some 100 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class GeneratorSettings:
 
 
 class Changes(TypedDict, total=False):
-    """What may be replaced in a scenario; None leaves it. `duration_s` stretches all phases to that total, `model`
-    and `sample` go to every target."""
+    """What may be replaced in a scenario; None leaves it. `duration_s` stretches all phases to that total, and events
+    with them. `model` may be several, separated by commas, which go to the targets in turn; `sample` goes to all."""
 
     rate: float | None
     duration_s: float | None
@@ -97,6 +100,7 @@ class Scenario:
     phases: tuple[Phase, ...]
     objective: Objective
     targets: tuple[LoadTarget, ...] = (LoadTarget(),)
+    events: tuple[Event, ...] = ()
     about: str = ""
     warmup_s: float = 2.0
     loop: Literal["open", "closed"] = "open"
@@ -115,6 +119,12 @@ class Scenario:
         ):
             if not ok:
                 raise InvalidRequest(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        if self.rate * self.duration_s > MAX_ARRIVALS:
+            raise InvalidRequest(
+                f"rate: {self.rate:g}/s for {self.duration_s:g} s are more than {MAX_ARRIVALS} requests, "
+                "which no load generator here can plan; lower the rate or the duration"
+            )
+        check_times(self.events, self.duration_s)
 
     @property
     def duration_s(self) -> float:
@@ -135,10 +145,30 @@ class Scenario:
                 raise InvalidRequest(f"duration_s: expected seconds above 0, got {duration_s}")
             stretch = duration_s / self.duration_s
             given["phases"] = tuple(replace(phase, duration_s=phase.duration_s * stretch) for phase in self.phases)
+            given["events"] = tuple(replace(event, at_s=event.at_s * stretch) for event in self.events)
         if "processes" in given:
             given["generator"] = replace(self.generator, processes=given.pop("processes"))
-        target = {name: given.pop(name) for name in ("model", "sample") if name in given}
-        return replace(self, **given, targets=tuple(replace(each, **target) for each in self.targets))
+        models = [name.strip() for name in given.pop("model", "").split(",") if name.strip()]
+        sample = given.pop("sample", None)
+        if len(models) > len(self.targets):
+            raise InvalidRequest(
+                f"model: {len(models)} are given, and scenario {self.name} has {len(self.targets)} "
+                f"target{'s' if len(self.targets) > 1 else ''}"
+            )
+        targets = self.targets
+        if models:
+            targets = tuple(replace(each, model=models[i % len(models)]) for i, each in enumerate(targets))
+        if sample:
+            targets = tuple(replace(each, sample=sample) for each in targets)
+        return replace(self, **given, targets=targets)
+
+
+def target_names(targets: Sequence[LoadTarget]) -> list[str]:
+    """What each target is called in a report: its model, and how it is asked where that alone is not enough."""
+    names = [target.model or "?" for target in targets]
+    if len(set(names)) < len(names):
+        names = [f"{target.model or '?'} ({target.encoding}, rows {target.rows})" for target in targets]
+    return [name if names.count(name) == 1 else f"{name} #{i + 1}" for i, name in enumerate(names)]
 
 
 def read_scenario(source: str, **changes: Unpack[Changes]) -> Scenario:
@@ -198,6 +228,7 @@ def scenario_from(raw: Any, name: str, folder: Path) -> Scenario:
             replace(target, sample=str(folder / target.sample)) if target.sample else target
             for target in plain.targets or (LoadTarget(),)
         ),
+        events=plain.events,
         about=plain.about,
         warmup_s=plain.warmup_s,
         loop=plain.loop,
@@ -213,6 +244,7 @@ class _PlainFields:
 
     rate: float
     targets: tuple[LoadTarget, ...] = ()
+    events: tuple[Event, ...] = ()
     about: str = ""
     warmup_s: float = 2.0
     loop: Literal["open", "closed"] = "open"

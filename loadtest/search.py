@@ -161,7 +161,7 @@ def warm_up(scenario: Scenario, host: str, attempts: int = 4) -> bool:
     """Load at half the first rate until the median of three windows in a row agrees within 10 %; whether it did."""
     windows = tuple(Phase(f"window {i}", 3.0, Poisson(0.5)) for i in range(3))
     for attempt in range(attempts):
-        result = run(replace(scenario, phases=windows, seed=scenario.seed + 1000 + attempt), host)
+        result = run(replace(scenario, phases=windows, events=(), seed=scenario.seed + 1000 + attempt), host)
         medians = [phase.p50_s for phase in result.phases if phase.p50_s is not None]
         if len(medians) == 3 and max(medians) <= 1.1 * min(medians):
             return True
@@ -242,7 +242,9 @@ def _trial(scenario: Scenario, rate: float, seed: int) -> Scenario:
     """Long enough that the bounded percentile rests on enough requests, where that does not take too long."""
     needed = max(samples_needed(bound.percentile) for bound in scenario.objective.latency)
     duration_s = min(max(scenario.duration_s, 1.05 * needed / rate), MAX_TRIAL_S)
-    return replace(scenario, rate=rate, seed=seed, loop="open", phases=(Phase("trial", duration_s, Poisson()),))
+    return replace(
+        scenario, rate=rate, seed=seed, loop="open", events=(), phases=(Phase("trial", duration_s, Poisson()),)
+    )
 
 
 def _overloaded(rate: float, limit_s: float) -> Callable[[Progress], bool]:
