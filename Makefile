@@ -27,8 +27,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/prism demo $(if $(KEEP),--keep)
 
-test: install
+test: install env-tensorflow
 	@$(BIN)/python -m pytest
+	@build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow
+
+# A heavy framework in an environment of its own, which sees everything that .venv has; kept until the pins change.
+env-%: build/env-%/.installed ;
+
+.PRECIOUS: build/env-%/.installed
+build/env-%/.installed: pyproject.toml constraints.txt $(VENV)/.installed
+	@echo "Installing the extra $* into build/env-$*"
+	@rm -rf build/env-$*
+	@$(BIN)/python -m venv --without-pip build/env-$*
+	@$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> "$$(build/env-$*/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/_prism.pth"
+	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e ".[$*]"
+	@touch $@
 
 test-unit: install
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/sim
