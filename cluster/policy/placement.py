@@ -20,6 +20,7 @@ PROCESS_BYTES = 256 * MIB
 MARGIN = 1.25
 
 PATIENCE_S = 2.0  # what Ray has just placed is not told at once; a replica waits once it is unplaced for so long
+_SERVE_WAITS = "to be scheduled"  # Serve's own words for a replica that no node has taken
 
 _UNITS = {"CPU": ("CPU", "CPUs"), "GPU": ("GPU", "GPUs"), "memory": ("GiB of memory", "GiB of memory")}
 _GONE = ("REGISTERED", "DRAINING", "RETIRED")
@@ -150,7 +151,8 @@ def explained(
     if not why:
         return status
     waits = "1 replica waits" if found.count == 1 else f"{found.count} replicas wait"
-    return replace(status, pending=found.count, reason=f"{waits}: {why}")
+    told = status.reason and _SERVE_WAITS not in status.reason  # why an earlier replica failed is worth more
+    return replace(status, pending=found.count, reason=status.reason if told else f"{waits}: {why}")
 
 
 def _fits(demand: Demand, room: Mapping[str, float]) -> bool:

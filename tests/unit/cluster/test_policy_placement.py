@@ -154,7 +154,9 @@ def test_demands_are_whole_mebibytes():
     assert math.gcd(reserved_bytes(replace(record(), memory_bytes=12345)), 1 << 20) == 1 << 20
 
 
-LOADING = VersionStatus("1", "LOADING", reason="Deployment 'replica' has 1 replicas that have taken more than 30s")
+LOADING = VersionStatus(
+    "1", "LOADING", reason="Deployment 'replica' has 1 replicas that have taken more than 30s to be scheduled."
+)
 
 
 def test_a_replica_that_waits_is_counted_and_says_why_in_place_of_serves_words():
@@ -181,3 +183,9 @@ def test_what_was_placed_a_moment_ago_does_not_wait():
 
 def test_where_there_is_room_nothing_waits():
     assert explained(LOADING, Demand(1), Unplaced(1, 0.0), [node()], 99.0).reason == LOADING.reason
+
+
+def test_why_a_replica_failed_is_not_hidden_by_the_next_one_that_waits():
+    failed = replace(LOADING, reason="EngineFailed: no memory")
+    status = explained(failed, Demand(9), Unplaced(1, 0.0), [node()], 5.0)
+    assert (status.pending, status.reason) == (1, "EngineFailed: no memory")
