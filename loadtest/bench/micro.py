@@ -1,6 +1,6 @@
-"""The request path's pure parts, timed one by one: codec, wire frames, batching policy.
+"""The request path's parts, timed one by one: codec, wire frames, batching policy, the gateway without its sockets.
 
-An entry point: the only module of `loadtest` that looks inside the server.
+An entry point: with `micro_gateway` the only module of `loadtest` that looks inside the server.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.costs import CostCurve
-from cluster.documents import VersionRecord
+from cluster.documents import DeploySettings, VersionRecord
 from cluster.policy.batch import BatchPolicy, Waiting
 from cluster.tensors import ANY, Signature, TensorSpec
 from loadtest.bench.answers import headers_of
 from loadtest.bench.formats import FORMATS, request_bytes
+from loadtest.bench.micro_gateway import CONNECTIONS, gateway_call
 from loadtest.bench.work import INPUT, OUTPUT, WORKS, Work
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ COSTS = CostCurve.of({1: 0.0002, 8: 0.0004, 64: 0.002})
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Microseconds per call: the median and the least of a few repeats."""
+    """Microseconds of CPU per call: the median and the least of a few repeats."""
 
     name: str
     call_us: float
@@ -58,15 +59,15 @@ def time_calls(name: str, call: Callable[[], object], seconds: float) -> Timing:
 
 
 def _run_s(call: Callable[[], object], count: int) -> float:
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     for _ in repeat(None, count):
         call()
-    return time.perf_counter() - started_s
+    return time.process_time() - started_s
 
 
 def calls() -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    return {**_codec_calls(), **_wire_calls(), **_policy_calls()}
+    return {**_codec_calls(), **_wire_calls(), **_policy_calls(), **_gateway_calls()}
 
 
 def show(timings: list[Timing], console: Console) -> None:
@@ -168,6 +169,17 @@ def _policy_calls() -> dict[str, Callable[[], object]]:
     }
     found["policy: predict"] = partial(policy.predict_s, 100, 1)
     return found
+
+
+def _gateway_calls() -> dict[str, Callable[[], object]]:
+    work = WORKS["T"]
+    record = VersionRecord(
+        "1", "", "0" * 64, signature_of(work), "onnx", "fp32", 0, 0.0, deploy=DeploySettings(), costs=COSTS
+    )
+    return {
+        f"gateway without sockets: {CONNECTIONS} requests (T {name})": gateway_call(record, name, work.shape)
+        for name in work.formats
+    }
 
 
 def _size(count: int) -> str:
