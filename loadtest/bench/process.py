@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,15 +27,89 @@ _ASK_S = 60.0
 _LOG_LINES = 2
 
 
+FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "PRISM_HOME", "REDIS_URL", procs.MARK)  # would lead to somebody else's
+
+
+class NotReady(OperatorError):
+    """It may be, if it is asked again."""
+
+
+class ServerProcess:
+    """A server's command and everything it starts: found by a mark in the environment, stopped together.
+
+    The mark is its own, so that stopping it stops nothing else. `start_s` and `stop_s` are how long it may take.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, start_s: float, stop_s: float) -> None:
+        self._name, self._command, self._log = name, tuple(command), log
+        self._start_s, self._stop_s = start_s, stop_s
+        self.mark = secrets.token_hex(8)
+
+    def start(self, ready: Callable[[], bool]) -> None:
+        """Until `ready`, which may raise OSError, HTTPException or NotReady to be asked again; anything else stops it.
+
+        Raises: OperatorError if it ends or takes too long; nothing is left running.
+        """
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        environment |= {MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.tree = ProcessTree(self.mark, self._process.pid)
+        try:
+            self._wait(ready, time.monotonic() + self._start_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for whatever of it is left then."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(self._stop_s)
+            except subprocess.TimeoutExpired:
+                pass
+        while left := self.tree.look():
+            procs.stop(left, 5.0)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            raise OperatorError(f"{self._name}: process {self._process.pid} does not end") from None
+
+    def _wait(self, ready: Callable[[], bool], deadline_s: float) -> None:
+        last = ""
+        while time.monotonic() < deadline_s:
+            if self._process.poll() is not None:
+                raise OperatorError(f"{self._name}: ended with {self._process.returncode}: {self._last()}")
+            try:
+                if ready():
+                    return
+            except (OSError, http.client.HTTPException) as error:
+                last = repr(error)
+            except NotReady as error:
+                last = error.message
+            time.sleep(_POLL_S)
+        raise OperatorError(f"{self._name}: not ready in time: {last} {self._last()}")
+
+    def _last(self) -> str:
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return " | ".join(lines[-_LOG_LINES:])
+
+
 class Server:
     """One contestant serving one work. A context: leaving it stops every process that belongs to it."""
 
     def __init__(self, contestant: Contestant, prepared: Prepared, folder: Path) -> None:
         self.contestant, self.prepared = contestant, prepared
         self.port = free_port()
-        self.mark = secrets.token_hex(8)
         self.ready_s = 0.0
-        self._log = folder / f"{contestant.name}-{prepared.work.name}.log"
         self._folder = folder
         self._values = {
             "port": str(self.port),
@@ -44,32 +119,28 @@ class Server:
             "max_batch_rows": str(contestant.batch_rows(prepared.work.max_batch_rows)),
         }
         self.path = filled(contestant.path, self._values)
+        self._process = ServerProcess(
+            contestant.name,
+            [filled(part, self._values) for part in contestant.command],
+            folder / f"{contestant.name}-{prepared.work.name}.log",
+            contestant.start_s,
+            contestant.stop_s,
+        )
 
     def __enter__(self) -> Self:
         started_s = time.monotonic()
-        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [filled(part, self._values) for part in self.contestant.command],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.tree = ProcessTree(self.mark, self._process.pid)
-        try:
-            self._wait(started_s + self.contestant.start_s)
-        except BaseException:
-            self._stop()
-            raise
+        self._process.start(self._answers_rightly)
         self.ready_s = time.monotonic() - started_s
         return self
+
+    @property
+    def tree(self) -> ProcessTree:
+        return self._process.tree
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._process.stop()
 
     def request_files(self, format_name: str) -> tuple[str, ...]:
         """Files with the bytes of one request per example."""
@@ -87,9 +158,9 @@ class Server:
             try:
                 status, answer = ask(self.port, raw)
             except (OSError, UnreadableAnswer) as error:
-                raise OperatorError(f"{self.contestant.name}: no answer: {error!r}") from None
+                raise NotReady(f"{self.contestant.name}: no answer: {error!r}") from None
             if status != 200:
-                raise OperatorError(f"{self.contestant.name}: {format_name}: {status} {answer[-300:]!r}")
+                raise NotReady(f"{self.contestant.name}: {format_name}: {status} {answer[-300:]!r}")
             self.compare(format_name, number, answer)
 
     def compare(self, format_name: str, number: int, answer: bytes) -> None:
@@ -101,49 +172,21 @@ class Server:
         if not right:
             raise OperatorError(f"{self.contestant.name}: {format_name}: wrong answer to example {number}")
 
-    def _wait(self, deadline_s: float) -> None:
-        last = ""
-        while time.monotonic() < deadline_s:
-            if self._process.poll() is not None:
-                raise OperatorError(f"{self.contestant.name}: ended with {self._process.returncode}: {self._last()}")
-            try:
-                if self._ready():
-                    self.check(self.contestant.formats[0])
-                    return
-            except (OSError, http.client.HTTPException) as error:
-                last = repr(error)
-            except OperatorError as error:
-                if "wrong answer" in error.message:
-                    raise
-                last = error.message
-            time.sleep(_POLL_S)
-        raise OperatorError(f"{self.contestant.name}: not ready in time: {last} {self._last()}")
+    def _answers_rightly(self) -> bool:
+        if not answers(self.port, filled(self.contestant.ready, self._values)):
+            return False
+        self.check(self.contestant.formats[0])
+        return True
 
-    def _ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3)
-        try:
-            connection.request("GET", filled(self.contestant.ready, self._values))
-            return connection.getresponse().status < 400
-        finally:
-            connection.close()
 
-    def _stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(self.contestant.stop_s)
-            except subprocess.TimeoutExpired:
-                pass
-        while left := self.tree.look():
-            procs.stop(left, 5.0)
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            raise OperatorError(f"{self.contestant.name}: process {self._process.pid} does not end") from None
-
-    def _last(self) -> str:
-        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return " | ".join(lines[-_LOG_LINES:])
+def answers(port: int, path: str) -> bool:
+    """Whether GET `path` answers below 400. Raises: OSError, HTTPException."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status < 400
+    finally:
+        connection.close()
 
 
 def ask(port: int, request: bytes) -> tuple[int, bytes]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 import numpy as np
@@ -12,6 +12,19 @@ import numpy as np
 from loadtest.bench.work import INPUT, OUTPUT, Floats, open_session
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BodyModel(Protocol):
+    """A model behind some form of request bodies."""
+
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Any:
+        """The request in `body`; `headers` have lower-case names."""
+
+    def run(self, requests: list[Any]) -> list[Any]:
+        """One answer for each of `requests`, in one call of the model if possible."""
+
+    def write(self, asked: Any, answer: Any) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the answer to `asked`."""
 
 
 class RawModel:
@@ -25,6 +38,16 @@ class RawModel:
     def row(self, body: bytes) -> Floats:
         """float32 [*shape]. Raises: ValueError for a body of another size."""
         return np.frombuffer(body, np.float32).reshape(self._shape)
+
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Floats:
+        """As `row`, for servers of any `BodyModel`."""
+        return self.row(body)
+
+    def run(self, requests: list[Floats]) -> list[Floats]:
+        return list(self(np.stack(requests)))
+
+    def write(self, asked: Floats, answer: Floats) -> tuple[bytes, dict[str, str]]:
+        return answer.tobytes(), {"Content-Type": "application/octet-stream"}
 
     def __call__(self, rows: Floats) -> Floats:
         """float32 [n, *answer] for float32 [n, *shape]."""

@@ -2,6 +2,8 @@
 
 python -m loadtest.bench.servers.ray_serve --model-file model.onnx --port 8000 [--haproxy]
 
+A model file is asked with float32 bytes; an artifact's folder in its place, with bodies of the Open Inference Protocol.
+
 As installed, requests pass Ray Serve's Python proxy. With --haproxy they pass its HAProxy, with the flags for
 throughput set and the access log off: the fastest that Ray Serve can be configured to be.
 """
@@ -14,43 +16,48 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from loadtest.bench.servers.model import RawModel, server_options
+from loadtest.bench.servers.model import BodyModel, RawModel, server_options
+from loadtest.bench.servers.oip_model import read_model
 
 HAPROXY_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 MAX_ONGOING = 512
 
 
-def application(model_file: str, max_batch_rows: int, wait_s: float, access_log: bool) -> Any:
+def application(
+    open_model: Callable[[], BodyModel], max_batch_size: int, wait_s: float, replicas: int, access_log: bool
+) -> Any:
     """The Serve application, to be run with route prefix `/`."""
-    import numpy as np
     from ray import serve
     from starlette.requests import Request
     from starlette.responses import Response
 
     class Model:
         def __init__(self) -> None:
-            self._model = RawModel(model_file)
+            self._model = open_model()
             self._thread = ThreadPoolExecutor(1)
 
-        @serve.batch(max_batch_size=max_batch_rows, batch_wait_timeout_s=wait_s)  # type: ignore[untyped-decorator]
-        async def infer(self, rows: list[Any]) -> list[Any]:
-            loop = asyncio.get_running_loop()
-            return list(await loop.run_in_executor(self._thread, lambda: self._model(np.stack(rows))))
+        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait_s)  # type: ignore[untyped-decorator]
+        async def infer(self, requests: list[Any]) -> list[Any]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._model.run, requests)
 
         async def __call__(self, request: Request) -> Response:
-            answer = await self.infer(self._model.row(await request.body()))
-            return Response(answer.tobytes(), media_type="application/octet-stream")
+            asked = self._model.read(await request.body(), request.headers)
+            body, headers = self._model.write(asked, await self.infer(asked))
+            return Response(body, headers=headers)
 
     options: dict[str, Any] = {} if access_log else {"logging_config": {"enable_access_log": False}}
     return serve.deployment(
         Model,
         name="model",
-        num_replicas=1,
+        num_replicas=replicas,
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=1,
@@ -60,9 +67,11 @@ def application(model_file: str, max_batch_rows: int, wait_s: float, access_log:
 
 @click.command()
 @server_options
+@click.option("--replicas", default=1, show_default=True)
 @click.option("--haproxy", is_flag=True, help="Ray Serve's HAProxy and throughput flags.")
-def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, haproxy: bool) -> None:
-    """Serve until SIGTERM."""
+def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, replicas: int, haproxy: bool) -> None:
+    """Serve until SIGTERM, or until whoever started this has gone."""
+    starter = os.getppid()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if haproxy:
         os.environ.update(HAPROXY_FLAGS)  # Ray reads them when it is imported
@@ -75,7 +84,7 @@ def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, haprox
     folder = tempfile.mkdtemp(prefix="bray-", dir="/tmp")  # Unix socket paths below it must stay short
     try:
         ray.init(
-            num_cpus=2,
+            num_cpus=max(2, replicas),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             object_store_memory=200 << 20,
@@ -84,9 +93,14 @@ def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, haprox
             _temp_dir=folder,
         )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(model_file, max_batch_rows, wait_ms / 1e3, not haproxy), route_prefix="/")
+        opener: Callable[[str], BodyModel] = read_model if Path(model_file).is_dir() else RawModel
+        serve.run(
+            application(partial(opener, model_file), max_batch_rows, wait_ms / 1e3, replicas, not haproxy),
+            route_prefix="/",
+        )
         print("up", flush=True)
-        stop.wait()
+        while not stop.wait(1.0) and os.getppid() == starter:
+            pass
         serve.shutdown()
     finally:
         ray.shutdown()
