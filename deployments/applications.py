@@ -21,29 +21,17 @@ from cluster import __version__
 from cluster.documents import DeploySettings, VersionRecord
 from cluster.policy.placement import Demand
 from cluster.settings import GatewaySettings
+from deployments.app_names import app_name as app_name
+from deployments.app_names import parse_app_name as parse_app_name
 from deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S, policy_arguments
 
 CONTROLLER_APP = "prism-controller"
 GATEWAY_APP = "prism-gateway-"  # followed by the node's id
-MODEL_APP = "model:"
 MODEL_DEPLOYMENT = "replica"
 DRAIN_SPARE_S = 10.0  # on top of the longest deadline a request may have
 
 _QUIET = LoggingConfig(enable_access_log=False)
 _CONTROL = {"max_ongoing_requests": 1000, "graceful_shutdown_wait_loop_s": 0.5, "logging_config": _QUIET}
-
-
-def app_name(model: str, version: str) -> str:
-    """The Serve application of a model version."""
-    return f"{MODEL_APP}{model}:{version}"
-
-
-def parse_app_name(name: str) -> tuple[str, str] | None:
-    """(model, version), or None for an application that is not a model version."""
-    if not name.startswith(MODEL_APP):
-        return None
-    model, _, version = name.removeprefix(MODEL_APP).rpartition(":")
-    return (model, version) if model and version else None
 
 
 def model_application(

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from cluster.cli.gateways import Live, addresses, overviews, start_text, starts
 from cluster.cli.nodes import node_facts, nodes_text
 from cluster.cli.output import emit, home_option, json_option
 from cluster.cli.session import REPAIR, Session, connect, nothing_running
 from cluster.cli.traffic import columns, labels_text, split_text, traffic_facts
 from cluster.cli.versions import one_line, version_facts
+from cluster.cli.watch import show_again
 from cluster.documents import ModelDocument, VersionStatus
 from cluster.errors import ModelNotFound, OperatorError, StoreUnavailable
 from cluster.home import Home
@@ -23,24 +25,30 @@ from cluster.store.url import redacted
 
 @click.command(epilog="Example: prism status flowers --watch")
 @click.argument("model", required=False)
-@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show it again every second, with rates, until Ctrl-C.")
 @home_option
 @json_option
 def status(model: str | None, watch: bool, home: Path, as_json: bool) -> None:
-    """Show store, Ray and gateway, and the versions of MODEL, or of all models."""
+    """Show store, Ray, nodes and gateway, and the versions of MODEL, or of all models.
+
+    With --watch also what is answered: requests and errors a second, latency, rows per batch, rows that wait. With
+    --watch and --json, one JSON value per line.
+    """
     with connect(home) as session:
-        while True:
-            facts = gather(session, Home(home), model)
-            if watch and not as_json:
-                click.clear()
+        place = Home(home)
+        if watch:
+            live = Live()
+            show_again(lambda: gather(session, place, model, live), _text, as_json)
+        else:
+            facts = gather(session, place, model)
             emit(facts, as_json, _text(facts))
-            if not watch:
-                return
-            time.sleep(1.0)
 
 
-def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
-    """Everything `status` shows. Raises: ModelNotFound if `model` is given and unknown; OperatorError."""
+def gather(session: Session, home: Home, model: str | None, live: Live | None = None) -> dict[str, Any]:
+    """Everything `status` shows; with `live`, also what was answered since the last call.
+
+    Raises: ModelNotFound if `model` is given and unknown; OperatorError.
+    """
     boot = session.boot
     state = home.supervisor()
     facts: dict[str, Any] = {
@@ -53,8 +61,10 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         "nodes": node_facts(NodeReports()),
         "models": [],
     }
+    reports = NodeReports()
     try:
-        facts["nodes"] = node_facts(session.store.nodes.reports())
+        reports = session.store.nodes.reports()
+        facts["nodes"] = node_facts(reports)
         facts["store"] |= {"regressed": session.regressed(), "warnings": list(session.store.durability_warnings())}
         names = (model,) if model else session.store.models()
         for name in names:
@@ -67,7 +77,21 @@ def gather(session: Session, home: Home, model: str | None) -> dict[str, Any]:
         if model:
             raise OperatorError(error.message) from None
         facts["store"] |= {"answers": False, "error": error.message}
+    _add_what_gateways_know(facts, addresses(boot, reports.nodes), live)
     return facts
+
+
+def _add_what_gateways_know(facts: dict[str, Any], where: list[tuple[str, int]], live: Live | None) -> None:
+    """`starts` of every version's replicas and, with `live`, its rates."""
+    found = overviews(where)
+    began = starts(found)
+    rates = live.take(found, time.time()) if live is not None else {}
+    for model in facts["models"]:
+        for version in model["versions"]:
+            key = (version["model"], version["version"])
+            version["starts"] = began.get(key, [])
+            if live is not None:
+                version["live"] = rates.get(key)
 
 
 def _model(document: ModelDocument, statuses: dict[str, VersionStatus]) -> dict[str, Any]:
@@ -109,17 +133,43 @@ def _text(facts: dict[str, Any]) -> str:
     for model in facts["models"]:
         labels = f"; {model['labels_text']}" if model["labels_text"] else ""
         lines += ["", f"{model['model']}  {model['traffic']}{labels}  (revision {model['revision']})"]
-        rows = [
-            (
-                f"  :{version['version']}",
-                version["state"],
-                f"{version['replicas']}/{version['target_replicas']}" if version["deployed"] else "-",
-                f"{version['share_bp'] / 100:g}%",
-                f"{version['format']} {version['precision']}",
-                f"{version['size_bytes'] / 1e6:.1f} MB",
-                one_line(version["reason"]),
-            )
-            for version in model["versions"]
-        ]
-        lines.append(columns(("  version", "state", "replicas", "traffic", "model", "size", "reason"), rows))
+        watched = any("live" in version for version in model["versions"])
+        head = ("  version", "state", "replicas", "traffic", *(_LIVE if watched else ()), "model", "size", "reason")
+        lines.append(columns(head, [_row(version, watched) for version in model["versions"]]))
+        lines += [f"  :{v['version']} {start_text(v['starts'][-1])}" for v in model["versions"] if v["starts"]]
     return "\n".join(lines)
+
+
+_LIVE = ("req/s", "err/s", "p50 ms", "p99 ms", "rows/batch", "waiting")
+
+
+def _row(version: dict[str, Any], watched: bool) -> tuple[str, ...]:
+    accelerator = version["accelerator"]
+    return (
+        f"  :{version['version']}",
+        version["state"],
+        _replicas(version) if version["deployed"] else "-",
+        f"{version['share_bp'] / 100:g}%",
+        *(_live(version["live"]) if watched else ()),
+        f"{version['format']} {version['precision']}" + (f" on {accelerator}" if accelerator else ""),
+        f"{version['size_bytes'] / 1e6:.1f} MB",
+        one_line(version["reason"]),
+    )
+
+
+def _replicas(version: dict[str, Any]) -> str:
+    """`2/4 (1 starting, 1 pending)`."""
+    counts = [f"{version[word]} {word}" for word in ("starting", "pending") if version[word]]
+    return f"{version['replicas']}/{version['target_replicas']}{' (' + ', '.join(counts) + ')' if counts else ''}"
+
+
+def _live(rate: dict[str, Any] | None) -> tuple[str, ...]:
+    if rate is None:
+        return ("-",) * len(_LIVE)
+    return (
+        f"{rate['requests_per_s']:.1f}",
+        f"{rate['errors_per_s']:.1f}",
+        *("-" if rate[name] is None else f"{rate[name] * 1000:.2f}" for name in ("p50_s", "p99_s")),
+        "-" if rate["batch_rows"] is None else f"{rate['batch_rows']:.1f}",
+        str(rate["waiting_rows"]),
+    )

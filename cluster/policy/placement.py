@@ -14,7 +14,7 @@ from cluster.selectors import RAY_PREFIX, selects, shown
 
 MIB = 1 << 20
 
-# Ray's worker process with the runtime imported and no model, measured at 190 to 230 MiB; what serving adds to the
+# Ray's worker process with ONNX Runtime and hardly a model was measured at 170 MiB; what serving adds to the
 # profile's figure (received frames, a batch being put together) is bounded by the queue, and small beside a model.
 PROCESS_BYTES = 256 * MIB
 MARGIN = 1.25

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.documents import ModelDocument, VersionRecord
+from deployments.app_names import app_name
 from deployments.gateway.dispatch import Dispatcher
+from deployments.gateway.membership import MEMBERSHIP, StartSeen
 from deployments.metrics import SECONDS, Cell, Metrics
 
 
@@ -55,11 +57,23 @@ def _version(
         "state": status.state if status else "REGISTERED",
         "reason": status.reason if status else "",
         "replicas": status.replicas if status else 0,
+        "pending": status.pending if status else 0,
         "target_replicas": status.target_replicas if status else 0,
         "connected": arm.connected if arm else 0,
         "waiting_rows": arm.waiting_rows if arm else 0,
         "labels": sorted(label for label, version in document.labels.items() if version == record.version),
+        "starts": [_start(seen) for seen in MEMBERSHIP.starts(app_name(document.name, record.version))],
         "counts": _counts(cells),
+    }
+
+
+def _start(seen: StartSeen) -> dict[str, Any]:
+    late_s = None if seen.seen_after_s is None else round(seen.seen_after_s, 3)
+    return {
+        "replica": seen.replica,
+        "steps": seen.start.steps,
+        "ready_s": seen.start.ready_s,
+        "seen_after_s": late_s,
     }
 
 
