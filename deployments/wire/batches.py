@@ -94,3 +94,6 @@ class Engine(Protocol):
 
     def queue_rows(self) -> int:
         """Rows that wait."""
+
+    def ahead_rows(self, source: int) -> int:
+        """Rows that would be computed before an interactive micro-batch which comes from `source` now."""

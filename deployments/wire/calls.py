@@ -55,10 +55,13 @@ class Call:
 class Peer:
     """A connected replica.
 
-    `outstanding_rows` are in flight from this pool; `queue_rows` is what the replica last said.
+    `outstanding_rows` are in flight from this pool; `queue_rows` is what the replica last said, `ahead_rows` what of
+    it goes before an interactive micro-batch of ours.
     """
 
     __slots__ = (
+        "ahead_rows",
+        "answered_s",
         "calls",
         "draining",
         "exclusive",
@@ -69,11 +72,15 @@ class Peer:
         "pinged_s",
         "queue_rows",
         "silent",
+        "told_s",
     )
 
-    def __init__(self, key: int, queue_rows: int, now_s: float) -> None:
+    def __init__(self, key: int, queue_rows: int, now_s: float, ahead_rows: int) -> None:
         self.key = key
         self.queue_rows = queue_rows
+        self.ahead_rows = ahead_rows
+        self.told_s = now_s  # when it said so
+        self.answered_s = now_s  # when its last answer came
         self.outstanding_rows = 0
         self.calls: dict[int, Call] = {}
         self.draining = False

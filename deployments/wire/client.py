@@ -164,7 +164,7 @@ class VersionClient:
 
     def link_up(self, link: Link, welcome: Welcome) -> None:
         self._by_key[link.key] = link
-        self._pool.connected(link.key, welcome.queue_rows, time.monotonic())
+        self._pool.connected(link.key, welcome.queue_rows, time.monotonic(), welcome.ahead_rows)
         if link.leaving:
             self._pool.draining(link.key)
         self._schedule()
@@ -184,10 +184,11 @@ class VersionClient:
         if kind is Kind.RESULT:
             meta = decode_meta(frame, Result)
             split = partial(split_result, meta, frame.payload, signature=self._signature)
-            self._pool.result(link.key, frame.call_id, meta.queue_rows, now_s, split)
+            self._pool.result(link.key, frame.call_id, meta.queue_rows, now_s, split, meta.ahead_rows)
             self._deliver()
         elif kind is Kind.PONG:
-            self._pool.heard(link.key, decode_meta(frame, Rest).rows, now_s)
+            rest = decode_meta(frame, Rest)
+            self._pool.heard(link.key, rest.rows, now_s, rest.ahead_rows)
         elif kind is Kind.DRAIN:
             self._pool.heard(link.key, None, now_s)
             self._pool.draining(link.key)
@@ -216,12 +217,12 @@ class VersionClient:
         if self._fixed_row_bytes:
             if size != rows * self._fixed_row_bytes:
                 return InvalidRequest(f"inputs: {rows} rows need {rows * self._fixed_row_bytes} bytes, got {size}")
-            self._pool.submit(entry, request.priority, size)
+            self._pool.submit(entry, request.priority, size, time.monotonic())
             return None
         error = check_shapes(request, self._signature)
         if error is None:
             tails = tuple([shape[1:] for shape in request.shapes])
-            self._pool.submit(entry, (request.priority, tails), size)
+            self._pool.submit(entry, (request.priority, tails), size, time.monotonic())
         return error
 
     def _part(self, link: Link) -> None:

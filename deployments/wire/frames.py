@@ -77,6 +77,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
     digest: Name
     max_payload_bytes: Size
     queue_rows: Size
+    ahead_rows: Size = 0
 
 
 class Infer(msgspec.Struct, array_like=True, frozen=True):
@@ -119,6 +120,7 @@ class Result(msgspec.Struct, array_like=True, frozen=True):
         compute_s: Seconds its batch ran.
         batch_rows: Rows of that batch.
         queue_rows: What waits at the replica now.
+        ahead_rows: What of it would be computed before an interactive micro-batch that this gateway sent now.
     """
 
     failures: tuple[Failure, ...]
@@ -129,6 +131,7 @@ class Result(msgspec.Struct, array_like=True, frozen=True):
     compute_s: float
     batch_rows: Size
     queue_rows: Size
+    ahead_rows: Size = 0
 
 
 class Cancel(msgspec.Struct, array_like=True, frozen=True):
@@ -138,9 +141,10 @@ class Cancel(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Rest(msgspec.Struct, array_like=True, frozen=True):
-    """Rows that wait: at the gateway in a PING, at the replica in a PONG."""
+    """Rows that wait: at the gateway in a PING, at the replica in a PONG, there with `ahead_rows` as in `Result`."""
 
     rows: Size
+    ahead_rows: Size = 0
 
 
 META: dict[Kind, Any] = {

@@ -96,7 +96,13 @@ def decode_infer(meta: Infer, payload: Payload, signature: Signature, now_s: flo
 
 
 def encode_result(
-    call_id: int, batch: MicroBatch, result: MicroResult, signature: Signature, queue_rows: int, max_payload_bytes: int
+    call_id: int,
+    batch: MicroBatch,
+    result: MicroResult,
+    signature: Signature,
+    queue_rows: int,
+    max_payload_bytes: int,
+    ahead_rows: int = 0,
 ) -> list[Buffer]:
     """The frame that answers `batch`; buffers to be written, outputs not copied unless they are small.
 
@@ -105,16 +111,22 @@ def encode_result(
     for error in result.errors.values():
         error.__traceback__ = None  # its frames hold the batch and lead back to it: arrays would wait for the collector
     try:
-        return _encode_result(call_id, batch, result, signature, queue_rows, max_payload_bytes)
+        return _encode_result(call_id, batch, result, signature, queue_rows, max_payload_bytes, ahead_rows)
     except ServingError as error:
         error.__traceback__ = None
         failed = MicroResult(None, {i: result.errors.get(i, error) for i in range(len(batch.rows))})
         failed.queue_s, failed.compute_s, failed.batch_rows = result.queue_s, result.compute_s, result.batch_rows
-        return _encode_result(call_id, batch, failed, signature, queue_rows, max_payload_bytes)
+        return _encode_result(call_id, batch, failed, signature, queue_rows, max_payload_bytes, ahead_rows)
 
 
 def _encode_result(
-    call_id: int, batch: MicroBatch, result: MicroResult, signature: Signature, queue_rows: int, max_payload_bytes: int
+    call_id: int,
+    batch: MicroBatch,
+    result: MicroResult,
+    signature: Signature,
+    queue_rows: int,
+    max_payload_bytes: int,
+    ahead_rows: int,
 ) -> list[Buffer]:
     errors = result.errors
     rows = [n for i, n in enumerate(batch.rows) if i not in errors] if errors else batch.rows
@@ -149,6 +161,7 @@ def _encode_result(
         compute_s=result.compute_s,
         batch_rows=result.batch_rows,
         queue_rows=queue_rows,
+        ahead_rows=ahead_rows,
     )
     return _joined(encode_frame(Kind.RESULT, meta, call_id, total), chunks, total)
 

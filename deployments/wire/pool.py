@@ -5,6 +5,9 @@ How it works. Requests wait in lanes, one per (priority, shape), because only su
 whose turn it is decides the lane, the replica with the fewest outstanding rows gets it. So whatever arrived while
 micro-batches were in flight goes out with the next one, and an idle pool sends at once.
 
+A request whose deadline would pass even if everything before it went as fast as it was measured to go is refused when
+it comes (`cluster.policy.arrival`): it costs nobody anything.
+
 When a replica's connection breaks, its unanswered requests become suspects: each has one more chance, alone on a
 replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. A replica
 that stays silent while it owes answers is set aside until it speaks, and what it owes is tried elsewhere if there is
@@ -22,8 +25,9 @@ from dataclasses import dataclass
 from math import inf
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
+from cluster.policy.arrival import Arrivals, too_late
 from cluster.policy.dispatch import better_held, least_loaded
-from deployments.call import Reply, TensorAnswer
+from deployments.call import INTERACTIVE, Reply, TensorAnswer
 from deployments.wire.calls import (
     DONE,
     NO_REQUEST,
@@ -83,6 +87,11 @@ class Pool:
         self._lanes = Lanes()
         self._suspects: deque[Entry] = deque()
         self._waiting = 0
+        self._patient_rows = 0  # of waiting_rows: in lanes of the less urgent class
+        self._sent_rows = 0  # in flight, at all replicas
+        self._told_rows = 0  # sum of their `ahead_rows`
+        self._arrivals = Arrivals(settings.batch_rows, settings.run_s)
+        self._row_s = self._arrivals.row_s
         self._seq = 0
         self._last_call = 0
         self._actions: list[Action] = []
@@ -90,8 +99,8 @@ class Pool:
         self._watch_s = inf  # when to look at the peers again
         self._want_s = -inf
 
-    def submit(self, entry: Entry, key: object, size_bytes: int) -> None:
-        """Take a request in. `key`: requests with equal keys and priority may share a micro-batch."""
+    def submit(self, entry: Entry, key: object, size_bytes: int, now_s: float) -> None:
+        """Take a request in, or refuse it. `key`: requests with equal keys and priority may share a micro-batch."""
         rows = entry.rows
         settings = self.settings
         if self.waiting_rows + rows > settings.max_waiting_rows:
@@ -101,6 +110,12 @@ class Pool:
             limit = settings.max_waiting_bytes
             self.refuse(entry, Overloaded(f"{self.waiting_bytes} bytes wait, at most {limit} may"))
             return
+        rows_before = self.waiting_rows + self._sent_rows + self._told_rows
+        if entry.deadline_s < now_s + (rows_before + rows) * self._row_s:  # else one replica alone could do it
+            late = self._late(entry, now_s)
+            if late is not None:
+                self.refuse(entry, late)
+                return
         entry.size_bytes = size_bytes
         entry.state = WAITING
         entry.seq = self._seq = self._seq + 1
@@ -109,6 +124,8 @@ class Pool:
         self._waiting += 1
         if entry.deadline_s < self._deadline_s:
             self._deadline_s = entry.deadline_s
+        if entry.request.priority != INTERACTIVE:
+            self._patient_rows += rows
         self._lanes.add(entry, key)
 
     def refuse(self, entry: Entry, error: ServingError) -> None:
@@ -130,9 +147,10 @@ class Pool:
         for entry in self._all_waiting():
             self._settle(entry, error)
 
-    def connected(self, key: int, queue_rows: int, now_s: float) -> None:
+    def connected(self, key: int, queue_rows: int, now_s: float, ahead_rows: int = 0) -> None:
         """A replica can be used from now on."""
-        self.peers[key] = Peer(key, queue_rows, now_s)
+        self.peers[key] = Peer(key, queue_rows, now_s, ahead_rows)
+        self._told_rows += ahead_rows
         self._watch_s = min(self._watch_s, now_s + BUSY_PING_S)
 
     def lost(self, key: int) -> None:
@@ -140,6 +158,8 @@ class Pool:
         peer = self.peers.pop(key, None)
         if peer is None:
             return
+        self._sent_rows -= peer.outstanding_rows
+        self._told_rows -= peer.ahead_rows
         for call in peer.calls.values():
             self._suspect(call, "two replicas went away while they computed this request")
         peer.calls.clear()
@@ -152,17 +172,23 @@ class Pool:
             peer.exclusive = False
             self._actions.append(SayGoodbye(key))
 
-    def heard(self, key: int, queue_rows: int | None, now_s: float) -> None:
+    def heard(self, key: int, queue_rows: int | None, now_s: float, ahead_rows: int = 0) -> None:
         """A frame came from the replica."""
         peer = self.peers.get(key)
         if peer is not None:
             peer.heard_s = now_s
             peer.silent = False
             if queue_rows is not None:
-                peer.queue_rows = queue_rows
+                self._told(peer, queue_rows, ahead_rows, now_s)
 
     def result(
-        self, key: int, call_id: int, queue_rows: int, now_s: float, split: Callable[[list[int]], Sequence[Outcome]]
+        self,
+        key: int,
+        call_id: int,
+        queue_rows: int,
+        now_s: float,
+        split: Callable[[list[int]], Sequence[Outcome]],
+        ahead_rows: int = 0,
     ) -> None:
         """A micro-batch was answered.
 
@@ -177,7 +203,9 @@ class Pool:
             outcomes = split([entry.rows for entry in call.entries])
             del peer.calls[call_id]
             peer.outstanding_rows -= call.rows
+            self._sent_rows -= call.rows
             peer.exclusive = False
+            peer.answered_s = now_s
             answers = self.answers
             for entry, outcome in zip(call.entries, outcomes, strict=True):
                 if entry.state == SENT and entry.call is call:
@@ -186,7 +214,7 @@ class Pool:
                     answers.append((entry.reply, outcome))
         peer.heard_s = now_s
         peer.silent = False
-        peer.queue_rows = queue_rows
+        self._told(peer, queue_rows, ahead_rows, now_s)
 
     def step(self, now_s: float) -> list[Action]:
         """What to do now, in this order."""
@@ -209,12 +237,41 @@ class Pool:
 
     @property
     def in_flight_rows(self) -> int:
-        return sum(peer.outstanding_rows for peer in self.peers.values())
+        return self._sent_rows
 
     @property
     def usable(self) -> int:
         """Replicas that may be sent work."""
         return sum(peer.usable for peer in self.peers.values())
+
+    def _told(self, peer: Peer, queue_rows: int, ahead_rows: int, now_s: float) -> None:
+        self._told_rows += ahead_rows - peer.ahead_rows
+        peer.queue_rows, peer.ahead_rows, peer.told_s = queue_rows, ahead_rows, now_s
+
+    def _late(self, entry: Entry, now_s: float) -> DeadlineExceeded | None:
+        """Why the request cannot be answered in time; None if it can, or there is no replica to judge by."""
+        urgent = entry.request.priority == INTERACTIVE
+        busy_s = [self._busy_s(peer, urgent, now_s) for peer in self.peers.values() if peer.usable]
+        if not busy_s:
+            return None
+        ahead = self.waiting_rows - self._patient_rows if urgent else self.waiting_rows
+        needs_s = self._arrivals.needs_s(busy_s, ahead, entry.rows)
+        return too_late(entry.deadline_s - now_s, needs_s) if entry.deadline_s < now_s + needs_s else None
+
+    def _busy_s(self, peer: Peer, urgent: bool, now_s: float) -> float:
+        """The least a replica has to compute before a request that is sent now: what we sent, or what it told.
+
+        The two overlap, and both grow less with time.
+        """
+        told_s = self._arrivals.work_s(peer.ahead_rows) - (now_s - peer.told_s)
+        rows = 0
+        for call in peer.calls.values():
+            if not rows:
+                rows = call.rows  # being computed, whatever has become of its requests
+            elif not urgent or call.entries[0].request.priority == INTERACTIVE:
+                rows += sum([entry.rows for entry in call.entries if entry.state == SENT])
+        sent_s = self._arrivals.work_s(rows) - (now_s - max(peer.owes_since_s, peer.answered_s))
+        return max(0.0, told_s, sent_s)
 
     def _deserted(self) -> bool:
         return all(peer.draining for peer in self.peers.values())
@@ -230,6 +287,8 @@ class Pool:
             taken = self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)
             if not taken:
                 return
+            if taken[0].request.priority != INTERACTIVE:
+                self._patient_rows -= sum([entry.rows for entry in taken])
             self._send(peer, taken, now_s)
 
     def _better_held(self, peer: Peer) -> bool:
@@ -264,6 +323,7 @@ class Pool:
             rows += entry.rows
             size += entry.size_bytes
         call.rows = rows
+        self._sent_rows += rows
         self.waiting_rows -= rows
         self.waiting_bytes -= size
         self._waiting -= len(entries)
@@ -282,8 +342,10 @@ class Pool:
             self.waiting_rows -= entry.rows
             self.waiting_bytes -= entry.size_bytes
             self._waiting -= 1
-            entry.request = NO_REQUEST  # the entry may lie in its lane for a while: do not keep its tensors
+            request, entry.request = entry.request, NO_REQUEST  # it may lie in its lane for a while without its tensors
             if entry.attempts == 0:  # else it is a suspect, and in no lane
+                if request.priority != INTERACTIVE:
+                    self._patient_rows -= entry.rows
                 self._lanes.answered(self._waiting)
         entry.call = None
         self.answers.append((entry.reply, outcome))
@@ -351,5 +413,6 @@ class Pool:
             if all(entry.attempts < MAX_ATTEMPTS for entry in call.entries if entry.state == SENT):
                 del peer.calls[call.id]
                 peer.outstanding_rows -= call.rows
+                self._sent_rows -= call.rows
                 self._suspect(call, "")
         peer.exclusive = False

@@ -238,7 +238,8 @@ class _Session:
             self._infer(frame)
         elif kind is Kind.PING:
             self._heard_backlog(decode_meta(frame, Rest).rows)
-            self.connection.send([encode_frame(Kind.PONG, Rest(self._server.engine.queue_rows()))])
+            engine = self._server.engine
+            self.connection.send([encode_frame(Kind.PONG, Rest(engine.queue_rows(), engine.ahead_rows(self.source)))])
         elif kind is Kind.CANCEL:
             self._cancel(frame.call_id, decode_meta(frame, Cancel).indices)
         elif kind is Kind.GOODBYE:
@@ -267,8 +268,14 @@ class _Session:
             self._timer.cancel()
         settings = self._server.settings
         self.connection.admit(Limits(MAX_META_BYTES, settings.max_payload_bytes))
-        queue_rows = self._server.engine.queue_rows()
-        welcome = Welcome(self._server.instance, settings.digest, settings.max_payload_bytes, queue_rows)
+        engine = self._server.engine
+        welcome = Welcome(
+            self._server.instance,
+            settings.digest,
+            settings.max_payload_bytes,
+            engine.queue_rows(),
+            engine.ahead_rows(self.source),
+        )
         self.connection.send([encode_frame(Kind.WELCOME, welcome)])
         if self._server.draining:
             self.drain()
@@ -294,9 +301,16 @@ class _Session:
         if batch is None:
             return  # the gateway is gone
         server = self._server
+        engine = server.engine
         self.connection.send(
             encode_result(
-                call_id, batch, result, server.signature, server.engine.queue_rows(), server.settings.max_payload_bytes
+                call_id,
+                batch,
+                result,
+                server.signature,
+                engine.queue_rows(),
+                server.settings.max_payload_bytes,
+                engine.ahead_rows(self.source),
             )
         )
         if self.goodbye:

@@ -31,12 +31,19 @@ class Caller:
         self.pool.cancel(entry)
 
     def submit(
-        self, tag: str, rows: int = 1, deadline_s: float = 1000.0, priority: int = INTERACTIVE, shape: int = 0, size=1
+        self,
+        tag: str,
+        rows: int = 1,
+        deadline_s: float = 1000.0,
+        priority: int = INTERACTIVE,
+        shape: int = 0,
+        size: int = 1,
+        now_s: float = 0.0,
     ) -> Entry:
         got = self.replies.setdefault(tag, [])
         request = TensorRequest(rows, (), (tag.encode(),), deadline_s, priority, tag)
         entry = self.entries[tag] = Entry(self, request, got.append)
-        self.pool.submit(entry, (priority, shape), size)
+        self.pool.submit(entry, (priority, shape), size, now_s)
         return entry
 
     def step(self, now_s: float = 0.0) -> list[Action]:
@@ -120,6 +127,84 @@ def test_what_is_held_for_a_busy_replica_goes_to_an_idle_one():
     assert caller.sends() == []
     caller.pool.connected(2, 0, 0.0)
     assert caller.sends() == [(2, 2, ["b"])]
+
+
+SLOW = PoolSettings(4, 10_000, 2, 100, 10_000, run_s=lambda rows: 0.1)  # seconds a batch, whatever its rows
+
+
+def refused(caller: Caller, tag: str) -> bool:
+    caller.step()
+    return any(isinstance(got, DeadlineExceeded) for got in caller.replies[tag])
+
+
+def test_what_cannot_be_answered_in_time_is_refused_when_it_comes():
+    caller = connected(1, settings=SLOW)
+    for i in range(20):
+        caller.submit(f"before {i}")
+    caller.step()
+    caller.submit("late", deadline_s=0.3)
+    assert refused(caller, "late")
+    assert caller.outcome("late").message == "deadline: 300 ms are left, the answer is expected to take 600 ms"
+    caller.submit("in time", deadline_s=0.7)
+    assert not refused(caller, "in time")
+
+
+def test_an_idle_version_refuses_only_what_takes_longer_than_its_deadline():
+    caller = connected(1, settings=SLOW)
+    caller.submit("possible", deadline_s=0.11)
+    assert not refused(caller, "possible")
+    caller = connected(1, settings=SLOW)
+    caller.submit("impossible", deadline_s=0.09)
+    assert refused(caller, "impossible")
+
+
+def test_nothing_is_refused_for_its_time_while_there_is_no_replica():
+    caller = Caller(SLOW)
+    for i in range(20):
+        caller.submit(f"before {i}")
+    caller.submit("asleep", deadline_s=0.05)
+    assert not refused(caller, "asleep")
+
+
+def test_what_replicas_told_counts_and_ages():
+    caller = connected(1, settings=SLOW)
+    caller.pool.heard(1, 8, 0.0, ahead_rows=8)
+    caller.submit("late", deadline_s=0.25)
+    assert refused(caller, "late")
+    caller.submit("later", deadline_s=0.45, now_s=0.2)  # it has done its queue since
+    assert not refused(caller, "later")
+
+
+def test_another_replica_makes_it_possible():
+    caller = connected(1, settings=SLOW)
+    caller.pool.heard(1, 8, 0.0, ahead_rows=8)
+    caller.pool.connected(2, 0, 0.0)
+    caller.submit("possible", deadline_s=0.15)
+    assert not refused(caller, "possible")
+    caller.pool.draining(2)
+    caller.submit("late", deadline_s=0.15)
+    assert refused(caller, "late")
+
+
+def test_less_urgent_work_that_waits_makes_no_urgent_request_late():
+    caller = connected(1, settings=SLOW)
+    for i in range(20):
+        caller.submit(f"before {i}", priority=BATCH)
+    caller.step()
+    caller.submit("urgent", deadline_s=0.35)
+    caller.submit("patient", deadline_s=0.35, priority=BATCH)
+    assert not refused(caller, "urgent") and refused(caller, "patient")
+
+
+def test_what_is_in_flight_counts_for_no_longer_than_it_takes():
+    caller = connected(1, settings=SLOW)
+    for i in range(8):
+        caller.submit(f"before {i}")
+    assert len(caller.sends(0.0)) == 2
+    caller.submit("late", deadline_s=0.25)
+    assert refused(caller, "late")
+    caller.submit("possible", deadline_s=0.45, now_s=0.2)
+    assert not refused(caller, "possible")
 
 
 def test_a_micro_batch_has_at_most_the_configured_rows_and_bytes():
@@ -402,6 +487,9 @@ def test_a_result_that_cannot_be_split_changes_nothing():
     assert caller.sends() == [(2, 2, ["a"])]
 
 
+ROWS = st.integers(0, 10)
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Everything that can happen, in any order, against replicas that compute or die."""
 
@@ -425,11 +513,17 @@ class PoolMachine(RuleBasedStateMachine):
                 assert rows <= SETTINGS.batch_rows or len(action.requests) == 1
                 assert len({r.priority for r in action.requests}) == 1
                 suspects = [r for r in action.requests if self.caller.entries[r.id].attempts > 1]
-                assert not suspects or (len(action.requests) == 1 and not calls)
+                company = [r.id for requests in calls.values() for r in requests if self.waits_for(r.id, action.peer)]
+                assert not suspects or (len(action.requests) == 1 and not company)
                 calls[action.call_id] = list(action.requests)
             elif isinstance(action, SayGoodbye):
                 assert action.peer not in self.goodbyes
                 self.goodbyes.add(action.peer)
+
+    def waits_for(self, tag: str, peer: int) -> bool:
+        """Whether a request is still to be answered by `peer`; it may have expired there, or have gone elsewhere."""
+        entry = self.caller.entries[tag]
+        return entry.state == SENT and entry.call is not None and entry.call.peer.key == peer
 
     @rule(
         rows=st.integers(1, 6),
@@ -452,7 +546,7 @@ class PoolMachine(RuleBasedStateMachine):
     def connect(self, queue_rows: int) -> None:
         self.peers += 1
         self.open[self.peers] = {}
-        self.pool.connected(self.peers, queue_rows, self.now_s)
+        self.pool.connected(self.peers, queue_rows, self.now_s, ahead_rows=queue_rows // 2)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -494,7 +588,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
-        self.pool.heard(data.draw(st.sampled_from(sorted(self.open))), 0, self.now_s)
+        self.pool.heard(data.draw(st.sampled_from(sorted(self.open))), 0, self.now_s, ahead_rows=data.draw(ROWS))
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 0.4, 1.0]))
     def pass_time(self, seconds: float) -> None:
@@ -510,6 +604,11 @@ class PoolMachine(RuleBasedStateMachine):
         entries = self.caller.entries.values()
         waiting = [e for e in entries if e.state == WAITING]
         assert self.pool.waiting_rows == sum(e.rows for e in waiting)
+        assert self.pool._patient_rows == sum(
+            e.rows for e in waiting if e.attempts == 0 and e.request.priority == BATCH
+        )
+        assert self.pool.in_flight_rows == sum(peer.outstanding_rows for peer in self.pool.peers.values())
+        assert self.pool._told_rows == sum(peer.ahead_rows for peer in self.pool.peers.values())
         assert self.pool.waiting_bytes == sum(e.size_bytes for e in waiting)
         assert {e.seq for e in self.pool._all_waiting()} == {e.seq for e in waiting}
         for peer in self.pool.peers.values():

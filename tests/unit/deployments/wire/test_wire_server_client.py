@@ -69,6 +69,9 @@ class Doubling:
     def queue_rows(self) -> int:
         return sum(batch.total_rows for batch, _ in self.batches)
 
+    def ahead_rows(self, source: int) -> int:
+        return self.queue_rows()
+
 
 class Bench:
     """Servers and clients of one test, closed at its end."""
