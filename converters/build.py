@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
@@ -18,7 +18,11 @@ from cluster.artifact import Artifact, hash_files, sha256_of
 from cluster.errors import InvalidRequest, OperatorError
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format
-from converters.proof import prove, reference_from
+from converters.metrics import parse_metric
+from converters.proof import Proof, prove, reference_from
+from converters.ranges import parse_ranges
+from converters.report import Cost, Report
+from converters.sealing import cost_of, manifest_of, seal
 from converters.table import Route, target_format, way
 
 
@@ -54,6 +58,10 @@ def convert(
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     if not wanted:
         raise InvalidRequest("to: expected at least one target, got none")
+    parse_ranges(options.dynamic)
+    parse_metric(options.metric)
+    if options.max_drop is not None and options.evaluate is None:
+        raise InvalidRequest("max_drop: it bounds a metric, which needs labelled data (--evaluate data.npz)")
     start = source_format(source)
     ways = {target: way(start, target) for target in wanted}
     needing = [target for target in wanted if any(step.calibrates for step in ways[target])]
@@ -78,8 +86,9 @@ def convert(
                 if step not in candidates:
                     candidates[step] = _take(step, candidate, work, options, say)
                 candidate = candidates[step]
+        proofs = {target: prove(candidates[ways[target][-1]], options, _prefixed(say, target)) for target in wanted}
         for target in wanted:
-            prove(candidates[ways[target][-1]], options, _prefixed(say, target))
+            _seal(target, proofs, origin, options)
         return _place(work, out, wanted)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -94,7 +103,42 @@ def _take(step: Route, candidate: Candidate, work: Path, options: Options, say: 
     folder.mkdir()
     module, name = step.convert.split(":")
     run: Callable[[Candidate, Path, Options, Say], Candidate] = getattr(import_module(module), name)
-    return replace(run(candidate, folder, options, _prefixed(say, step.target)), folder=folder)
+    made = run(candidate, folder, options, _prefixed(say, step.target))
+    ranges = {f"{r.name}:{r.axis}": r.to_json() for r in parse_ranges(options.dynamic)}
+    extra = {**made.extra, "target": step.target.value, **({"ranges": ranges} if ranges else {})}
+    return replace(made, folder=folder, extra=extra)
+
+
+def _seal(target: Format, proofs: Mapping[Format, Proof], origin: Candidate, options: Options) -> None:
+    """Close one artifact, its report showing what it costs beside its siblings and its source."""
+    proof = proofs[target]
+    costs = [cost_of(name.value, p.candidate.root, p.profile) for name, p in proofs.items()]
+    costs.sort(key=lambda cost: cost.name != target.value)
+    costs.append(Cost("source", _bytes_of(origin.path), {}))
+    manifest = manifest_of(proof.candidate, proof.signature, options)
+    inputs = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in proof.signature.inputs)
+    rows = f"up to {proof.signature.max_rows} rows a call" if proof.signature.batched else "one request a call"
+    kind = proof.candidate.reference_kind
+    report = Report(
+        title=f"{origin.path.name} as {target.value}",
+        subtitle=f"{inputs} · {rows}",
+        against="its own answers" if kind == "self" else f"the {kind} source",
+        parity=proof.parity,
+        points=proof.points,
+        costs=tuple(costs),
+        facts=(
+            ("source", f"{origin.path.name}, SHA-256 {proof.candidate.source['sha256']}"),
+            ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+            ("made at", manifest.created),
+        ),
+    )
+    seal(proof.candidate, proof.signature, options, report, proof.notes)
+
+
+def _bytes_of(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*") if file.is_file())
 
 
 def sha256_of_tree(path: Path) -> str:

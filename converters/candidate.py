@@ -22,10 +22,15 @@ class Options:
         sample: An `.npz` with one array per input, rows first.
         inputs: Input specs as `name:DTYPE:N,3,224,224`, where there is no sample (and for dynamic axes: `N,L=128`).
         calibrate: An `.npz` like `sample`: what INT8 ranges are measured on.
+        dynamic: Free axes as `name:axis=min..max`; axis 0 counts rows and needs none.
+        evaluate: An `.npz` like `sample` with one array more: the right answer to each row.
+        metric: A name of `metrics.METRICS`, or `name:output`; how well `evaluate` is answered.
+        max_drop: The most that the metric may get worse, from the source to the target.
         labels: Class names by index.
         max_rows: Most rows of one call; 1 means that rows are not batched.
         tolerance: Overrides, as `parity.parse_tolerance` gives them.
         trust_pickle: Load files that can run code.
+        device: "cpu", "gpu" or "auto": where the target is proved and measured, as `runtime.open_runtime` has it.
         threads: Threads to prove and profile with.
         profile_s: Seconds the profile may take.
     """
@@ -34,17 +39,23 @@ class Options:
     sample: Path | None = None
     inputs: tuple[str, ...] = ()
     calibrate: Path | None = None
+    dynamic: tuple[str, ...] = ()
+    evaluate: Path | None = None
+    metric: str = "accuracy"
+    max_drop: float | None = None
     labels: tuple[str, ...] = ()
     max_rows: int = 64
     tolerance: Mapping[str, float] = field(default_factory=dict)
     trust_pickle: bool = False
+    device: str = "cpu"
     threads: int = 1
     profile_s: float = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs of one call. `origin` says where they come from: "sample", "calibration" or "random"."""
+    """Inputs of one call. `origin` says where they come from: "sample", "calibration", "evaluation" or
+    "random", or which edge of the free axes it is at."""
 
     origin: str
     rows: int
@@ -71,6 +82,7 @@ class Candidate:
         format: The key of `runtime.RUNTIMES` that executes it.
         folder: The artifact's directory, which the conversion's caller fills in.
         unexecuted: Why this machine cannot run it; empty where it can.
+        stand_in: Where it cannot be run: the ONNX file that it was made from, which is proved in its place.
         extra: For the manifest's `extra`.
     """
 
@@ -86,6 +98,7 @@ class Candidate:
     format: str = "onnx"
     folder: Path | None = None
     unexecuted: str = ""
+    stand_in: Path | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -17,7 +17,11 @@ class Format(StrEnum):
     PT2 = "pt2"  # torch.export
     ONNX_FILE = "onnx-file"  # an ONNX file from elsewhere, not yet checked
     ONNX = "onnx"
+    OPTIMIZED = "optimized"  # ONNX after ONNX Runtime's own fusions
+    FP16 = "fp16"
     INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
+    INT8_DYNAMIC = "int8-dynamic"  # ONNX whose ranges are taken at run time
+    INT8_TRT = "int8-trt"  # as INT8, the way TensorRT reads it
 
 
 _BY_SUFFIX = {

@@ -65,7 +65,7 @@ def describe(model: Path, format_name: str = "onnx") -> tuple[Specs, Specs]:
     return inputs, outputs
 
 
-def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int) -> list[Arrays | str]:
+def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int, device: str = "cpu") -> list[Arrays | str]:
     """Outputs of each case through the runtime that serves the artifact, or the error it gave.
 
     Raises: as `run_task`.
@@ -82,6 +82,7 @@ def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int) -> list[Arr
                 "count": len(cases),
                 "outputs": str(answered),
                 "threads": threads,
+                "device": device,
             },
             "running the converted model",
         )

@@ -21,6 +21,7 @@ from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx_failures import brief
 from converters.proof import reference_from
+from converters.ranges import check_ranges, parse_ranges
 from converters.samples import cases_for
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
@@ -50,8 +51,9 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         tools={"onnx": onnx.__version__},
         notes=(*candidate.notes, *notes),
     )
-    given = options.sample or options.calibrate or options.inputs
-    if given or not any(ANY in spec.shape[1:] for spec in inputs):
+    check_ranges(parse_ranges(options.dynamic), inputs)
+    given = options.sample or options.calibrate or options.inputs or options.dynamic
+    if given or not any(ANY in spec.shape[1:] for spec in inputs):  # sizes are stated, or none is free
         return replace(found, cases=cases_for(inputs, options, batched))
     return _with_guessed_sizes(found, inputs, options, batched)
 
@@ -167,6 +169,11 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
     else:
         onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_FILE)
     return path
+
+
+def is_large(path: Path) -> bool:
+    """Whether a model on disk, with its external data, is too large for one protobuf message."""
+    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*")) >= INLINE_BYTES
 
 
 def _countable(model: onnx.ModelProto) -> bool:

@@ -7,9 +7,11 @@ data. Per-tensor weights ruin networks with depthwise convolutions, so they are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,12 +25,23 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.errors import ConversionFailed, InvalidRequest, ServingError
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx_failures import brief
-from converters.onnx_file import INLINE_BYTES, MODEL_FILE
+from converters.onnx_file import MODEL_FILE, is_large
 from converters.samples import calibration_calls
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """What a device wants of quantised activations, with further options of ONNX Runtime's quantiser."""
+
+    activations: QuantType
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+CPU = Flavour(QuantType.QUInt8)
 
 
 class _Cases(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no type hints
@@ -47,48 +60,68 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
     Raises: InvalidRequest without calibration data, ConversionFailed if ONNX Runtime cannot quantise the model.
     """
+    return quantised(candidate, work, options, say, CPU)
+
+
+def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flavour: Flavour) -> Candidate:
+    """`candidate` in INT8 of this flavour. Raises: as `convert`."""
     if options.calibrate is None:
         raise InvalidRequest("calibrate: INT8 needs calibration data, got none")
-    if candidate.precision == "int8":
-        raise ConversionFailed("the source is quantised already")
+    refuse_quantised(candidate)
     inputs, _ = describe(candidate.path)
     calls = calibration_calls(options.calibrate, inputs, batched=options.max_rows > 1)
     say(f"quantising to INT8 with {len(calls)} calibration calls")
     target = work / MODEL_FILE
-    _quantise(candidate.path, work / "prepared.onnx", target, calls)
+    with prepared(candidate.path, work) as source:
+        quantize_static(
+            str(source),
+            str(target),
+            _Cases(calls),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=flavour.activations,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=is_large(candidate.path),
+            extra_options=dict(flavour.options),
+        )
+    if not any(node.op_type == "DequantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
+        raise ConversionFailed("INT8: nothing in this model can be quantised")
     tools = {**candidate.tools, "onnxruntime": ort.__version__}
     return replace(candidate, path=target, precision="int8", tools=tools)
 
 
-def _quantise(source: Path, prepared: Path, target: Path, calls: Sequence[Mapping[str, np.ndarray]]) -> None:
-    large = sum(file.stat().st_size for file in source.parent.glob(source.name + "*")) >= INLINE_BYTES
+def refuse_quantised(candidate: Candidate) -> None:
+    """Raises: ConversionFailed if the model is in INT8 already."""
+    if candidate.precision == "int8":
+        raise ConversionFailed("the source is quantised already")
+
+
+@contextmanager
+def prepared(source: Path, work: Path) -> Iterator[Path]:
+    """The model with shapes inferred and BatchNorm folded, as the quantisers want it, while the context lasts.
+
+    Raises: ConversionFailed for whatever ONNX Runtime raises inside the context.
+    """
+    file = work / "prepared.onnx"
+    large = is_large(source)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # the quantiser logs advice through the root logger
     try:
         quant_pre_process(
             str(source),
-            str(prepared),
+            str(file),
             skip_symbolic_shape=True,
             save_as_external_data=large,
             all_tensors_to_one_file=large,
         )
-        quantize_static(
-            str(prepared),
-            str(target),
-            _Cases(calls),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            use_external_data_format=large,
-        )
+        yield file
+    except ServingError:
+        raise
     except Exception as error:
         raise ConversionFailed(f"INT8: ONNX Runtime cannot quantise this model: {brief(error)}") from None
     finally:
         root.setLevel(level)
-        for file in prepared.parent.glob(prepared.name + "*"):
-            file.unlink()
-    if not any(node.op_type == "DequantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
-        raise ConversionFailed("INT8: nothing in this model can be quantised")
+        for leftover in work.glob(file.name + "*"):
+            leftover.unlink()

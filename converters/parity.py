@@ -52,6 +52,10 @@ TOLERANCES = {
     ),
 }
 
+# A histogram's first column counts elements without any error; the column of decade d those with a relative error above
+# 10^(d-1), up to 10^d. What is smaller or larger goes to the ends.
+HISTOGRAM_DECADES = tuple(range(-10, 3))
+
 _OPTIONS = {
     "rel": "rel",
     "abs": "abs_of_peak",
@@ -91,7 +95,8 @@ class OutputParity:
     """One output, over all cases. `failures` is empty when it is near enough.
 
     `top1` is None unless the output looks like a classifier's ([n, k], floating, k >= 2); the float measures are None
-    for whole numbers and text.
+    for whole numbers and text. `histogram` counts elements by relative error (see `HISTOGRAM_DECADES`); it is empty
+    where the float measures are None.
     """
 
     name: str
@@ -103,6 +108,7 @@ class OutputParity:
     cosine: float | None
     top1: float | None
     failures: tuple[str, ...]
+    histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +225,7 @@ def _compare_floats(
         cosine,
         top1,
         tuple(failures),
+        _histogram(difference / scale),
     )
 
 
@@ -229,6 +236,13 @@ def _sqnr_db(signal: np.ndarray, noise: np.ndarray) -> float:
     if noise_power == 0:
         return inf
     return 10 * log10(signal_power / noise_power) if signal_power > 0 else -inf
+
+
+def _histogram(errors: np.ndarray) -> tuple[int, ...]:
+    wrong = errors[errors > 0]
+    decades = np.ceil(np.log10(wrong)).clip(HISTOGRAM_DECADES[0], HISTOGRAM_DECADES[-1]).astype(int)
+    counts = np.bincount(decades - HISTOGRAM_DECADES[0], minlength=len(HISTOGRAM_DECADES))
+    return (int(errors.size - wrong.size), *(int(n) for n in counts))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float | None:

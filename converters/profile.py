@@ -1,5 +1,8 @@
 """What an artifact costs on this machine: seconds per call by rows, loading time, memory.
 
+Loading counts from the import of the runtime to a loaded model, and `first_call_s` is the first answer after it: a
+replica is ready after both. Memory is what the process has beyond an interpreter with numpy.
+
 Other work on a machine only ever adds time, so each point is the lower quartile of its runs, and no point is above a
 larger batch's: whoever needs n rows could run the larger one.
 """
@@ -39,23 +42,34 @@ def settle(points: Mapping[int, float]) -> dict[int, float]:
     return dict(sorted(settled.items()))
 
 
-def measure(path: Path, threads: int, budget_s: float) -> dict[str, Any]:
-    """The `devices.cpu` entry of `profile.json`. To be called in a fresh process: it measures its memory."""
+def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> dict[str, Any]:
+    """An entry of `profile.json`'s `devices`. To be called in a fresh process: it measures its memory.
+
+    Returns:
+        `seconds_by_rows`, `best_rows` (beyond which a batch no longer pays), `load_s`, `first_call_s`, `loaded_bytes`
+        (after loading), `rss_bytes` (after the largest batch), `threads`, `cpu_model`.
+    """
     artifact = Artifact.read(path)
     signature = artifact.manifest.signature
     process = psutil.Process()
     before_bytes = process.memory_info().rss
     started_s = time.perf_counter()
-    runtime = open_runtime(artifact, threads=threads)
+    runtime = open_runtime(artifact, threads=threads, accelerator=device)
     load_s = time.perf_counter() - started_s
+    loaded_bytes = process.memory_info().rss - before_bytes
     with np.load(path / SAMPLE, allow_pickle=False) as sample:
         example = tuple(sample[spec.name] for spec in signature.inputs)
+    started_s = time.perf_counter()
+    runtime.run(_resized(example, 1, signature.batched))
+    first_call_s = time.perf_counter() - started_s
     points = settle(_curve(runtime, example, counts(signature.max_rows), signature.batched, budget_s))
     curve = CostCurve.of(points)
     return {
         "seconds_by_rows": {str(rows): seconds for rows, seconds in points.items()},
         "best_rows": curve.best_rows(signature.max_rows),
         "load_s": load_s,
+        "first_call_s": first_call_s,
+        "loaded_bytes": max(0, loaded_bytes),
         "rss_bytes": max(0, process.memory_info().rss - before_bytes),
         "threads": threads,
         "cpu_model": cpu_model(),
@@ -72,10 +86,14 @@ def _curve(
         per_row_s = points[rows_counts[i - 1]] / rows_counts[i - 1] if points else 0.0
         if len(points) >= 2 and per_row_s * rows * (LEAST_RUNS + 1) > left_s:
             break  # the curve goes on with its last slope
-        inputs = example if not batched else tuple(np.resize(a, (rows, *a.shape[1:])) for a in example)
+        inputs = _resized(example, rows, batched)
         runtime.run(inputs)
         points[rows] = _seconds(runtime, inputs, min(MOST_S, left_s / (len(rows_counts) - i)))
     return points
+
+
+def _resized(example: Arrays, rows: int, batched: bool) -> Arrays:
+    return tuple(np.resize(array, (rows, *array.shape[1:])) for array in example) if batched else example
 
 
 def _seconds(runtime: Runtime, inputs: Arrays, share_s: float) -> float:

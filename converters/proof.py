@@ -1,4 +1,4 @@
-"""Proves a candidate with the runtime that will serve it, measures it, and writes its artifact directory.
+"""Proves a candidate with the runtime that will serve it, and measures it.
 
 The signature is decided by evidence: rows share a call only if the model answered calls of several sizes with as many
 rows, and a row answered alone equals the same row answered in company.
@@ -6,28 +6,25 @@ rows, and a row answered alone equals the same row answered in company.
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cluster import __version__
-from cluster.artifact import PARITY, PROFILE, SAMPLE, Artifact, Manifest, hash_files, write_manifest
-from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.artifact import PARITY, PROFILE, Artifact, write_manifest
+from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.candidate import Candidate, Case, Options, Say
+from converters.evaluation import ORIGIN as EVALUATION
+from converters.evaluation import Evaluation, evaluate
 from converters.isolated import describe, run_cases, run_task
 from converters.parity import OutputParity, Parity, Tolerance, compare, tolerance_for
-from converters.runtime import Arrays
-from converters.samples import take
+from converters.report import sample_points
+from converters.runtime import Arrays, Specs
+from converters.samples import labelled, take
+from converters.sealing import check_labels, manifest_of, write_json, write_sample
 
 ALONE_ROWS = 3  # rows that are answered alone too
-SAMPLE_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +37,90 @@ class Answers:
     largest: int  # index of the case that `alone` takes its rows from
 
 
-def prove(candidate: Candidate, options: Options, say: Say) -> Artifact:
-    """The artifact in `candidate.path`'s folder, written and verified.
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A proved candidate, not sealed yet. `points` are for the page's agreement plots, by output."""
+
+    candidate: Candidate
+    signature: Signature
+    parity: Mapping[str, Any]
+    points: Mapping[str, tuple[list[float], list[float]]]
+    profile: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def prove(candidate: Candidate, options: Options, say: Say) -> Proof:
+    """Evidence that the candidate answers as its source does, and what it costs; both are written to its folder.
+
+    A candidate that cannot be run here is represented by the model it was made from, and the evidence says so.
 
     Raises: ConversionFailed if the model cannot be run or does not agree with its source.
     """
     folder = candidate.root
     options = replace(options, max_rows=min(options.max_rows, candidate.max_rows))
-    inputs, outputs = describe(candidate.path, candidate.format)
+    asked = candidate
+    if candidate.stand_in is not None:
+        asked = replace(candidate, path=candidate.stand_in, format="onnx", folder=None)
+    inputs, outputs = describe(asked.path, asked.format)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
-    _write_sample(folder, candidate.cases, inputs)
-    artifact = write_manifest(folder, _manifest(candidate, loose, options, files={}))
+    write_sample(folder, candidate.cases, inputs)
+    artifact = write_manifest(asked.root, manifest_of(asked, loose, options))
     say(f"comparing {len(candidate.cases)} calls with the source")
     free = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
-    answers = ask(artifact, candidate.cases, inputs, free, options.threads)
+    answers = ask(artifact, candidate.cases, inputs, free, options)
     signature, notes = signature_from(inputs, outputs, candidate.cases, answers, free, options.max_rows)
     tolerance = tolerance_for(candidate.precision, options.tolerance)
-    parity = judge(candidate, signature, answers, tolerance)
+    pairs = pairs_of(candidate, signature, answers)
+    parity = judge(candidate, signature, pairs, tolerance)
     batching = batching_parity(signature, answers, tolerance) if signature.batched else ()
     refuse_failures(parity, batching, candidate)
-    _check_labels(options.labels, signature)
+    check_labels(options.labels, signature)
+    evaluation = evaluated(candidate, signature, answers, options)
+    if evaluation is not None and evaluation.failure:
+        raise ConversionFailed(f"the {candidate.precision} model is not good enough: {evaluation.failure}")
     notes = (*candidate.notes, *notes)
-    _write_json(folder / PARITY, {**parity.to_json(), "batching": _brief(batching), "notes": list(notes)})
-    manifest = _manifest(candidate, signature, options, files={}, notes=notes)
-    write_manifest(folder, manifest)
-    say("measuring seconds per batch")
+    written = {
+        **parity.to_json(),
+        "batching": _brief(batching),
+        "evaluation": evaluation.to_json() if evaluation is not None else None,
+        "executed": not candidate.unexecuted,
+        "notes": [*notes, *([f"built, not executed here: {candidate.unexecuted}"] if candidate.unexecuted else [])],
+    }
+    write_json(folder / PARITY, written)
+    write_manifest(folder, manifest_of(candidate, signature, options, notes=notes))
+    profile: dict[str, Any] = {}
+    if not candidate.unexecuted:
+        say("measuring seconds per batch")
+        profile = profiled(folder, options)
+    write_json(folder / PROFILE, {"devices": {options.device: profile} if profile else {}})
+    points = {
+        spec.name: sample_points([e[i] for e, _ in pairs], [g[i] for _, g in pairs])
+        for i, spec in enumerate(signature.outputs)
+    }
+    return Proof(candidate, signature, written, points, profile, notes)
+
+
+def profiled(folder: Path, options: Options) -> dict[str, Any]:
+    """What the artifact in `folder` costs on `options.device`, measured in a process of its own."""
     request = {
         "task": "profile",
         "artifact": str(folder),
         "threads": options.threads,
         "budget_s": options.profile_s,
+        "device": options.device,
     }
-    _write_json(folder / PROFILE, {"devices": {"cpu": run_task(request, "profiling")}})
-    artifact = write_manifest(folder, _manifest(candidate, signature, options, files=hash_files(folder), notes=notes))
-    artifact.verify()
-    return artifact
+    return run_task(request, "profiling")
+
+
+def evaluated(candidate: Candidate, signature: Signature, answers: Answers, options: Options) -> Evaluation | None:
+    """The task metric on the evaluation's calls, or None where none was asked for."""
+    if options.evaluate is None:
+        return None
+    at = [i for i, case in enumerate(candidate.cases) if case.origin == EVALUATION]
+    _, labels = labelled(options.evaluate, [spec.name for spec in signature.inputs])
+    names = [spec.name for spec in signature.outputs]
+    expected = [candidate.reference[i] for i in at] if candidate.reference else []
+    return evaluate(options.metric, options.max_drop, names, labels, expected, [answers.cases[i] for i in at])
 
 
 def reference_from(candidate: Candidate, options: Options) -> tuple[Arrays, ...]:
@@ -84,11 +130,11 @@ def reference_from(candidate: Candidate, options: Options) -> tuple[Arrays, ...]
     """
     inputs, outputs = describe(candidate.path, candidate.format)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
-    artifact = write_manifest(candidate.root, _manifest(candidate, loose, options, files={}))
-    return ask(artifact, candidate.cases, inputs, False, options.threads).cases
+    artifact = write_manifest(candidate.root, manifest_of(candidate, loose, options))
+    return ask(artifact, candidate.cases, inputs, False, replace(options, device="cpu")).cases
 
 
-def ask(artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec], free: bool, threads: int) -> Answers:
+def ask(artifact: Artifact, cases: Sequence[Case], inputs: Specs, free: bool, options: Options) -> Answers:
     """Run everything the proof needs, in one process. Raises: ConversionFailed, naming the rows that failed."""
     calls = [tuple(case.inputs[spec.name] for spec in inputs) for case in cases]
     largest = max(range(len(cases)), key=lambda i: cases[i].rows)
@@ -96,7 +142,7 @@ def ask(artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec],
         tuple(take(array, range(row, row + 1)) for array in calls[largest])
         for row in range(min(ALONE_ROWS, cases[largest].rows) if free else 0)
     ]
-    found = run_cases(artifact.path, [*calls, calls[0], *alone], threads)
+    found = run_cases(artifact.path, [*calls, calls[0], *alone], options.threads, options.device)
     good: list[Arrays] = []
     for i, result in enumerate(found):
         if isinstance(result, str):
@@ -148,9 +194,11 @@ def _settle(spec: TensorSpec, shapes: Sequence[tuple[int, ...]], batched: bool) 
     return TensorSpec(spec.name, spec.dtype, (ANY, *shape[1:]) if batched else shape)
 
 
-def judge(candidate: Candidate, signature: Signature, answers: Answers, tolerance: Tolerance) -> Parity:
-    """The comparison with the source's answers, or of the model with itself where there is no source."""
-    cases = tuple(case.describe() for case in candidate.cases)
+def pairs_of(candidate: Candidate, signature: Signature, answers: Answers) -> list[tuple[Arrays, Arrays]]:
+    """What to compare, call by call: the source's outputs with the model's, or the model's with its own.
+
+    Raises: ConversionFailed if the source has another number of outputs.
+    """
     if candidate.reference:
         pairs = list(zip(candidate.reference, answers.cases, strict=True))
     else:
@@ -160,6 +208,14 @@ def judge(candidate: Candidate, signature: Signature, answers: Answers, toleranc
     counts = {len(signature.outputs), *(len(expected) for expected, _ in pairs)}
     if len(counts) > 1:
         raise ConversionFailed(f"expected {len(pairs[0][0])} outputs as the source has, got {len(signature.outputs)}")
+    return pairs
+
+
+def judge(
+    candidate: Candidate, signature: Signature, pairs: Sequence[tuple[Arrays, Arrays]], tolerance: Tolerance
+) -> Parity:
+    """The comparison of every output over all calls."""
+    cases = tuple(case.describe() for case in candidate.cases)
     outputs = tuple(
         compare(spec.name, [e[i] for e, _ in pairs], [g[i] for _, g in pairs], tolerance)
         for i, spec in enumerate(signature.outputs)
@@ -194,41 +250,8 @@ def refuse_failures(parity: Parity, batching: Sequence[OutputParity], candidate:
         raise ConversionFailed(f"the {candidate.precision} model differs from {whose}: {'; '.join(parity.failures)}")
 
 
-def _manifest(
-    candidate: Candidate, signature: Signature, options: Options, files: dict[str, str], notes: Sequence[str] = ()
-) -> Manifest:
-    return Manifest(
-        format=candidate.format,
-        precision=candidate.precision,
-        model_file=candidate.path.relative_to(candidate.root).as_posix(),
-        signature=signature,
-        source=dict(candidate.source),
-        tools={"prism": __version__, "python": platform.python_version(), **candidate.tools},
-        files=files,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        labels=options.labels,
-        extra={**candidate.extra, **({"notes": list(notes)} if notes else {})},
-    )
-
-
-def _write_sample(folder: Path, cases: Sequence[Case], inputs: Sequence[TensorSpec]) -> None:
-    case = next((c for c in cases if 1 < c.rows <= SAMPLE_ROWS), cases[0])
-    arrays = {spec.name: case.inputs[spec.name] for spec in inputs}
-    np.savez_compressed(folder / SAMPLE, **arrays)  # type: ignore[arg-type]  # see converters.worker
-
-
-def _check_labels(labels: tuple[str, ...], signature: Signature) -> None:
-    if labels and not any(spec.shape and spec.shape[-1] in (len(labels), ANY) for spec in signature.outputs):
-        sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in signature.outputs)
-        raise InvalidRequest(f"labels: expected as many as an output has classes ({sizes}), got {len(labels)}")
-
-
 def _brief(outputs: Sequence[OutputParity]) -> list[dict[str, Any]]:
     return [
         {"name": o.name, "rows": "alone and in company", "worst_abs": o.worst_abs, "share_out": o.share_out}
         for o in outputs
     ]
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -12,7 +12,9 @@ import numpy as np
 
 from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, DTYPES, TensorSpec
+from converters import evaluation
 from converters.candidate import Case, Options
+from converters.ranges import EDGE_ROWS, check_ranges, edge_cases, parse_ranges, typical_sizes
 
 MAX_DATA_BYTES = 8 << 30  # unpacked
 PROOF_ROWS = 64  # of each origin; more prove little more and cost the user's time
@@ -137,10 +139,10 @@ def random_data(specs: Sequence[TensorSpec], rows: int, free: int = 1, seed: int
 
 
 def row_cases(data: Mapping[str, np.ndarray], origin: str, max_rows: int) -> tuple[Case, ...]:
-    """Calls with 1 and 3 rows and with a larger count, cut from `data` (repeated where it has fewer rows)."""
+    """Calls with 1 and 3 rows, with a larger count and with the most, cut from `data` (repeated if it is shorter)."""
     have = next(iter(data.values())).shape[0]
     most = min(PROOF_ROWS, max(have, LARGER_ROWS))
-    counts = {min(n, max_rows) for n in (1, 3, most)}
+    counts = {min(n, max_rows) for n in (1, 3, most)} | ({max_rows} if max_rows <= PROOF_ROWS else set())
     calls = [range(n) for n in sorted(counts)]
     calls += [range(n, min(n + max_rows, most)) for n in range(max_rows, most, max_rows)]  # what max_rows cut off
     return tuple(Case(origin, len(rows), {name: take(array, rows) for name, array in data.items()}) for rows in calls)
@@ -198,17 +200,37 @@ def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool, free
 
     Raises: InvalidRequest if the data does not fit `specs`.
     """
+    ranges = parse_ranges(options.dynamic)
+    check_ranges(ranges, specs)
     given = user_data(options)
     if not given:
         stated = {spec.name: spec for spec in map(parse_input, options.inputs)}
-        sized = [_example(spec, stated.get(spec.name), batched) for spec in specs]
+        sized = [typical_sizes(ranges, _example(spec, stated.get(spec.name), batched)) for spec in specs]
         given = {"random": random_data(sized, LARGER_ROWS if batched else 1, free)}
     found: list[Case] = []
+    edges: tuple[Case, ...] = ()
     for origin, data in given.items():
         what = "calibrate" if origin == "calibration" else origin
         checked = check_data(data, specs, what, batched)
         found += row_cases(checked, origin, options.max_rows) if batched else call_cases(checked, specs, origin)
-    return tuple(found)
+        edges = edges or edge_cases(checked, ranges, min(EDGE_ROWS, options.max_rows) if batched else None)
+    return (*found, *edges, *_evaluation_cases(specs, options, batched))
+
+
+def _evaluation_cases(specs: Sequence[TensorSpec], options: Options, batched: bool) -> tuple[Case, ...]:
+    if options.evaluate is None:
+        return ()
+    inputs, labels = labelled(options.evaluate, [spec.name for spec in specs])
+    data = check_data(inputs, specs, "evaluate", batched)
+    rows = next(iter(data.values())).shape[0]
+    if labels.ndim == 0 or labels.shape[0] != rows:
+        raise InvalidRequest(f"evaluate: expected {rows} labels, one a row, got shape {list(labels.shape)}")
+    return evaluation.calls(data, specs, batched, options.max_rows)
+
+
+def labelled(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs and labels of an evaluation file. Raises: InvalidRequest."""
+    return evaluation.split(read_npz(path, "evaluate"), names, path)
 
 
 def _example(spec: TensorSpec, stated: InputSpec | None, batched: bool) -> TensorSpec:

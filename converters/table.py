@@ -36,6 +36,8 @@ class Route:
         return tuple(name for name in self.needs if not _installed(name))
 
 
+_ONNX = ("onnx", "onnxruntime")
+
 ROUTES: tuple[Route, ...] = (
     Route(
         Format.TORCH,
@@ -52,18 +54,44 @@ ROUTES: tuple[Route, ...] = (
         "FP32 ONNX, opset 20, free rows",
     ),
     Route(
-        Format.ONNX_FILE,
+        Format.TORCHSCRIPT,
         Format.ONNX,
-        "converters.onnx_file:convert",
-        ("onnx", "onnxruntime"),
-        "the same model, checked",
+        "converters.torch_onnx:convert",
+        ("torch", "onnx", "onnxscript"),
+        "FP32 ONNX, opset 20, free rows",
+    ),
+    Route(Format.ONNX_FILE, Format.ONNX, "converters.onnx_file:convert", _ONNX, "the same model, checked"),
+    Route(
+        Format.ONNX,
+        Format.OPTIMIZED,
+        "converters.onnx_optimized:convert",
+        _ONNX,
+        "ONNX with ONNX Runtime's portable fusions",
+    ),
+    Route(
+        Format.ONNX, Format.FP16, "converters.onnx_fp16:convert", _ONNX, "FP16 weights and arithmetic, for accelerators"
     ),
     Route(
         Format.ONNX,
         Format.INT8,
         "converters.onnx_int8:convert",
-        ("onnx", "onnxruntime"),
-        "INT8 for CPUs: static, unsigned activations, signed weights per channel",
+        _ONNX,
+        "INT8 for CPUs: static, unsigned activations, weights per channel",
+        calibrates=True,
+    ),
+    Route(
+        Format.ONNX,
+        Format.INT8_DYNAMIC,
+        "converters.onnx_int8_dynamic:convert",
+        _ONNX,
+        "INT8 matrix products, ranges at run time: transformers on CPUs",
+    ),
+    Route(
+        Format.ONNX,
+        Format.INT8_TRT,
+        "converters.onnx_int8_trt:convert",
+        _ONNX,
+        "INT8 for TensorRT: signed, symmetric, explicit Q/DQ",
         calibrates=True,
     ),
 )

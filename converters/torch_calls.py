@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, DTYPES, TensorSpec
 from converters.candidate import Options
+from converters.ranges import parse_ranges
 from converters.samples import InputSpec, parse_input, user_data
 
 ROWS = "rows"
@@ -62,6 +63,8 @@ class TorchCall:
 
 def forward_parameters(module: torch.nn.Module) -> tuple[str, ...]:
     """Names that `forward` takes, in order."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return tuple(argument.name for argument in module.forward.schema.arguments[1:])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return tuple(p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds)
 
@@ -73,7 +76,7 @@ def of_module(module: torch.nn.Module, options: Options) -> TorchCall:
 
     Raises: InvalidRequest if neither a sample nor specs say what the module takes.
     """
-    stated = _stated(module, options)
+    stated = _with_ranges(_stated(module, options), options)
     names = [spec.name for spec in stated]
     parameters = forward_parameters(module)
     by_name = set(names) <= set(parameters)
@@ -85,6 +88,15 @@ def of_module(module: torch.nn.Module, options: Options) -> TorchCall:
     specs = tuple(TensorSpec(s.name, s.dtype, _free_shape(s, batched)) for s in stated)
     axes = tuple({**s.axes, 0: ROWS} if batched else {a: n for a, n in s.axes.items() if a} for s in stated)
     return TorchCall(module, specs, axes, frozenset(names) if by_name else frozenset(), batched)
+
+
+def _with_ranges(stated: list[InputSpec], options: Options) -> list[InputSpec]:
+    """The specs with the axes of `options.dynamic` free."""
+    ranges = parse_ranges(options.dynamic)
+    return [
+        replace(spec, axes={**{r.axis: f"{spec.name}_{r.axis}" for r in ranges if r.name == spec.name}, **spec.axes})
+        for spec in stated
+    ]
 
 
 def _free_shape(spec: InputSpec, batched: bool) -> tuple[int, ...]:

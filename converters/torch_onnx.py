@@ -27,6 +27,7 @@ from converters.onnx_file import INLINE_BYTES, MODEL_FILE, check
 from converters.onnx_names import drop_traces, name_dimensions, name_interface
 from converters.samples import cases_for, take
 from converters.torch_calls import ROWS, TorchCall, of_module, of_program
+from converters.torch_script import export_script, load_script
 from converters.torch_source import load_module
 
 # TensorRT, onnx2tf and ONNX Runtime all read 20; 23 turns attention into an operator with gaps in each of them.
@@ -53,6 +54,9 @@ def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Ca
 
         program = load_program(candidate.path, options.trust_pickle)
         call, notes = of_program(program, options)
+    elif candidate.source["kind"] == Format.TORCHSCRIPT:
+        module, notes = load_script(candidate.path, options.trust_pickle)
+        call = replace(of_module(module, options), keywords=frozenset())
     else:
         module, notes = load_module(candidate.path, options)
         call = of_module(module, options)
@@ -62,7 +66,11 @@ def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Ca
     say("running the PyTorch model")
     reference = tuple(answer(call, case) for case in cases)
     say("exporting to ONNX")
-    path = _to_onnx(_export(call, cases[0]) if program is None else program, work / MODEL_FILE)
+    path = work / MODEL_FILE
+    if isinstance(call.module, torch.jit.ScriptModule):
+        _export_script(call, cases[0], path)
+    else:
+        _to_onnx(_export(call, cases[0]) if program is None else program, path)
     _finish(path, call, tuple(output_names(call, cases[0])))
     return Candidate(
         path=path,
@@ -125,10 +133,19 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _export(call: TorchCall, case: Case) -> Any:
+def _example(call: TorchCall, case: Case) -> dict[str, torch.Tensor]:
     arrays = {name: take(array, range(EXAMPLE_ROWS)) if call.batched else array for name, array in case.inputs.items()}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    args, kwargs = call.arguments(tensors)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _export_script(call: TorchCall, case: Case, path: Path) -> None:
+    free = [{axis: name for axis, name in {**axes, 0: ROWS}.items() if axis or call.batched} for axes in call.axes]
+    args, _ = call.arguments(_example(call, case))
+    export_script(call.module, args, [spec.name for spec in call.specs], free, OPSET, path)
+
+
+def _export(call: TorchCall, case: Case) -> Any:
+    args, kwargs = call.arguments(_example(call, case))
     free = {
         spec.name: {axis: torch.export.Dim.DYNAMIC for axis in axes if axis or call.batched}
         for spec, axes in zip(call.specs, call.axes, strict=True)

@@ -113,10 +113,6 @@ def _load(path: Path, trust_pickle: bool) -> Any:
                 "use --factory; --trust-pickle loads it, and runs whatever its author put in"
             ) from None
     except Exception as error:
-        if "TorchScript" in str(error):
-            raise ConversionFailed(
-                f"{path.name}: a TorchScript archive; save the model with torch.export.save as .pt2, or its state dict"
-            ) from None
         raise ConversionFailed(f"{path.name}: torch cannot read it: {brief(error)}") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=False)

@@ -32,7 +32,8 @@ def outputs(request: dict[str, Any]) -> dict[str, Any]:
     """Run each case through the artifact's runtime; outputs go to an `.npz`, a failed case's error into the reply."""
     from converters.runtime import open_runtime
 
-    runtime = open_runtime(Artifact.read(Path(request["artifact"])), threads=request["threads"])
+    artifact = Artifact.read(Path(request["artifact"]))
+    runtime = open_runtime(artifact, threads=request["threads"], accelerator=request["device"])
     found: dict[str, np.ndarray] = {}
     errors: list[str | None] = []
     with np.load(request["cases"], allow_pickle=False) as data:
@@ -54,7 +55,7 @@ def profile(request: dict[str, Any]) -> dict[str, Any]:
     """Measure the artifact; see `converters.profile`."""
     from converters.profile import measure
 
-    return measure(Path(request["artifact"]), request["threads"], request["budget_s"])
+    return measure(Path(request["artifact"]), request["threads"], request["budget_s"], request["device"])
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ Examples:
   prism convert model.onnx -o artifact
   prism convert weights.safetensors --factory mymodel:build --input image:FP32:N,3,224,224 -o artifact
   prism convert weights.pth --factory mymodel:build --sample photos.npz --calibrate more.npz --to onnx,int8 -o out
+  prism convert text.onnx --dynamic ids:1=1..128 --dynamic mask:1=1..128 --to int8-dynamic -o artifact
+  prism convert model.onnx --evaluate labelled.npz --metric accuracy --max-drop 0.01 --to fp16 -o artifact
 """
 
 
@@ -44,6 +46,20 @@ Examples:
     help="An input, as image:FP32:N,3,224,224 (N counts rows; other free axes: ids:INT64:N,L=128).",
 )
 @click.option("--calibrate", type=click.Path(path_type=Path), help=".npz that INT8 ranges are measured on.")
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME:AXIS=MIN..MAX",
+    help="A free axis besides rows, proved at both ends: ids:1=1..128.",
+)
+@click.option("--evaluate", type=click.Path(path_type=Path), help=".npz like --sample with one array of labels more.")
+@click.option(
+    "--metric",
+    default="accuracy",
+    show_default=True,
+    help="accuracy, top5, auc, mse, rmse or mae on --evaluate; accuracy:NAME takes the output called so.",
+)
+@click.option("--max-drop", type=float, help="Fail if the metric gets worse by more (errors: relative).")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: a JSON list, or one a line.")
 @click.option(
     "--max-rows", default=64, show_default=True, type=click.IntRange(1), help="Most rows of one call; 1: no batching."
@@ -53,6 +69,13 @@ Examples:
     default="",
     metavar="KEY=NUMBER,...",
     help="Override what counts as equal: rel, abs (of the peak), share (of elements out), sqnr (dB), top1.",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    type=click.Choice(["cpu", "gpu"]),
+    help="Where targets are proved and measured.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself.")
 @click.option("--list", "list_routes", is_flag=True, help="Show the conversions and what is installed for them.")
@@ -65,9 +88,14 @@ def convert(
     sample: Path | None,
     inputs: tuple[str, ...],
     calibrate: Path | None,
+    dynamic: tuple[str, ...],
+    evaluate: Path | None,
+    metric: str,
+    max_drop: float | None,
     labels: Path | None,
     max_rows: int,
     tolerance: str,
+    device: str,
     trust_pickle: bool,
     list_routes: bool,
     as_json: bool,
@@ -95,9 +123,14 @@ def convert(
         sample=sample,
         inputs=inputs,
         calibrate=calibrate,
+        dynamic=dynamic,
+        evaluate=evaluate,
+        metric=metric,
+        max_drop=max_drop,
         labels=read_labels(labels) if labels is not None else (),
         max_rows=max_rows,
         tolerance=parse_tolerance(tolerance),
+        device=device,
         trust_pickle=trust_pickle,
     )
     targets = [name.strip() for name in to.split(",") if name.strip()]
@@ -150,7 +183,7 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     for artifact in artifacts:
         for output in artifact.parity()["outputs"]:
             table.add_row(
-                artifact.manifest.precision,
+                target_of(artifact),
                 output["name"],
                 str(output["elements"]),
                 _number(output["worst_abs"], ".2e"),
@@ -163,17 +196,35 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     for note in dict.fromkeys(note for artifact in artifacts for note in artifact.parity().get("notes", [])):
         console.print(f"note: {note}", highlight=False)
     for artifact in artifacts:
+        evaluation = artifact.parity().get("evaluation")
+        if evaluation:
+            before = _number(evaluation["source"], ".4f")
+            console.print(
+                f"{target_of(artifact)}: {evaluation['metric']} of {evaluation['output']} on {evaluation['rows']} "
+                f"rows: source {before}, converted {evaluation['converted']:.4f}",
+                highlight=False,
+            )
+    for artifact in artifacts:
         console.print(_costs(artifact), highlight=False, soft_wrap=True)
 
 
+def target_of(artifact: Artifact) -> str:
+    """What the artifact was made for: the name of its target, or its precision."""
+    return str(artifact.manifest.extra.get("target", artifact.manifest.precision))
+
+
 def _costs(artifact: Artifact) -> str:
-    device = artifact.profile()["devices"]["cpu"]
+    device = next(iter(artifact.profile()["devices"].values()), None)
+    if device is None:
+        size = artifact.model_path.stat().st_size / 1e6
+        return f"{artifact.path}: {target_of(artifact)}, {size:.1f} MB, not measured, digest {artifact.digest[:12]}"
     seconds = device["seconds_by_rows"]
     first, best = float(seconds["1"]), device["best_rows"]
     per_row = float(seconds.get(str(best), first)) / best
     return (
-        f"{artifact.path}: {artifact.manifest.precision}, {artifact.model_path.stat().st_size / 1e6:.1f} MB, "
+        f"{artifact.path}: {target_of(artifact)}, {artifact.model_path.stat().st_size / 1e6:.1f} MB, "
         f"1 row {first * 1e3:.3g} ms, best batch {best} rows ({per_row * 1e3:.3g} ms a row, one thread), "
+        f"cold load {device['load_s']:.2g} s, {device['rss_bytes'] / 1e6:.0f} MB, "
         f"digest {artifact.digest[:12]}"
     )
 

@@ -24,7 +24,7 @@ def test_a_settled_curve_never_falls_and_never_rises_above_what_was_measured(poi
 
 def test_a_measured_artifact_has_a_curve_up_to_its_largest_batch(tmp_path):
     artifact = mlp_artifact(tmp_path, max_rows=4)
-    found = measure(artifact.path, threads=1, budget_s=0.1)
+    found = measure(artifact.path, threads=1, budget_s=20.0)
     curve = CostCurve.of({int(rows): s for rows, s in found["seconds_by_rows"].items()})
     assert curve.rows == (1, 2, 4)
     assert 0 < curve.run_s(1) < 0.1

@@ -85,17 +85,17 @@ def test_data_is_cast_within_its_kind_only():
         check_data({"x": np.zeros((1, 2), "f4")}, [ids], "sample", True)
 
 
-def test_rows_1_and_3_and_a_larger_count_are_run_with_the_users_data():
+def test_rows_1_and_3_a_larger_count_and_the_most_are_run_with_the_users_data():
     data = {"x": np.arange(40, dtype="f4").reshape(20, 2)}
     cases = row_cases(data, "sample", max_rows=64)
-    assert [case.rows for case in cases] == [1, 3, 20]
+    assert [case.rows for case in cases] == [1, 3, 20, 64]
     assert all(case.origin == "sample" for case in cases)
-    np.testing.assert_array_equal(cases[-1].inputs["x"], data["x"])
+    np.testing.assert_array_equal(cases[2].inputs["x"], data["x"])
 
 
 def test_one_row_of_data_is_repeated():
     cases = row_cases({"x": np.ones((1, 2), "f4")}, "sample", max_rows=64)
-    assert [case.rows for case in cases] == [1, 3, 8]
+    assert [case.rows for case in cases] == [1, 3, 8, 64]
 
 
 def test_no_call_is_larger_than_max_rows_and_no_data_is_lost():
