@@ -40,6 +40,8 @@ class Generation:
     lag_p99_s: float | None
     cpu: float | None  # busiest process
     lost_processes: int = 0
+    planned_s: float = 0.0
+    stopped_s: float | None = None  # when the run was stopped early
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ def flaws(generation: Generation, objective: Objective, thresholds: Thresholds) 
     """Why the run cannot be believed; empty if it can."""
     found = []
     if generation.offered == 0:
-        found.append("no request was due")
+        found.append(
+            "no request was due" if generation.stopped_s is None else "it was stopped before anything was measured"
+        )
     if generation.lost_processes:
         found.append(f"{generation.lost_processes} generator process(es) left no samples")
     if generation.dropped:
@@ -90,6 +94,8 @@ def judge(
     """The verdict over a run that missed `missed` of its objective."""
     found = flaws(generation, objective, thresholds or Thresholds())
     notes = []
+    if generation.stopped_s is not None:
+        notes.append(f"stopped after {generation.stopped_s:.1f} s of {generation.planned_s:g} s")
     if generation.loop == "closed":
         notes.append("closed loop: clients wait for answers, so a stall of the server hardly shows in the percentiles")
     for bound in objective.latency:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from gevent.pool import Pool
 from locust import LoadTestShape, User
 from locust.env import Environment
 from locust.exception import CatchResponseError, StopUser
-from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+from locust.runners import STATE_CLEANUP, STATE_STOPPED, STATE_STOPPING, LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.calls import Call
 from loadtest.connections import Connections, NoAnswer
@@ -59,9 +61,11 @@ class Session:
     folder: Path | None  # where samples and progress are written; None keeps them in Locust's own statistics only
     share: AsyncResult = field(default_factory=AsyncResult)
     recorder: Recorder = field(default_factory=Recorder)
-    in_flight: int = 0
+    sent: int = 0
+    open: dict[int, tuple[float, float, int]] = field(default_factory=dict)  # due_s, sent_s and call, by `sent`
     epoch_s: float = 0.0  # wall clock at time 0
     cpu: list[float] = field(default_factory=list)
+    started_users: int = 0
     finished_users: int = 0
     finished: bool = False
 
@@ -71,10 +75,12 @@ class Session:
         return f"{call.name.partition(':')[0].partition('@')[0]}:{version}" if several and version else version
 
     def close(self) -> None:
-        """Write the samples, once."""
+        """Write the samples, once. Requests that are still open have no answer."""
         if self.finished:
             return
         self.finished = True
+        for due_s, sent_s, call in self.open.values():
+            self.recorder.add(due_s, sent_s, nan, Outcome.UNANSWERED, "", call)
         if self.folder is not None and self.share.ready():
             about = {"epoch_s": self.epoch_s, "cpu": self.cpu, "index": self.share.get().index}
             self.recorder.write(self.folder / f"samples-{about['index']}.npz", about)
@@ -98,7 +104,7 @@ class Session:
                         "recorded": len(self.recorder),
                         "ok": self.recorder.count(Outcome.OK),
                         "dropped": self.recorder.count(Outcome.DROPPED),
-                        "in_flight": self.in_flight,
+                        "in_flight": len(self.open),
                         "cpu": self.cpu[-1],
                     }
                     print(json.dumps(line), file=stream, flush=True)
@@ -161,53 +167,40 @@ class PlanUser(User):  # type: ignore[misc]
         )
         gc.collect()
         gc.freeze()
-        open_requests: dict[int, tuple[float, float, int]] = {}
         try:
-            for i, (due_s, call, key) in enumerate(arrivals):
+            for due_s, call, key in arrivals:
                 gevent.sleep(max(share.start_s + due_s - time.perf_counter(), 0))
                 late_s = time.perf_counter() - share.start_s - due_s
                 if pool.full() or late_s > MAX_LATE_S:
                     recorder.add(due_s, nan, nan, Outcome.DROPPED, "", call)
                 else:
-                    pool.spawn(self._send_open, session, share, open_requests, i, due_s, call, key)
+                    pool.spawn(self._send, session, share, due_s, call, key)
             left_s = share.start_s + plan.schedule.end_s - time.perf_counter()
             gevent.sleep(max(left_s, 0))
             pool.join(timeout=plan.timeout_s + 1.0)
         finally:  # also when Locust ends the run early
-            for due_s, sent_s, call in list(open_requests.values()):
-                recorder.add(due_s, sent_s, nan, Outcome.UNANSWERED, "", call)
+            session.close()
             pool.kill(block=False)
-
-    def _send_open(
-        self,
-        session: Session,
-        share: Share,
-        open_requests: dict[int, tuple[float, float, int]],
-        i: int,
-        due_s: float,
-        call: int,
-        key: int,
-    ) -> None:
-        sent_s = time.perf_counter() - share.start_s
-        open_requests[i] = (due_s, sent_s, call)
-        self._send(session, share, due_s, sent_s, call, key)
-        del open_requests[i]
 
     def _repeat(self, session: Session, share: Share) -> None:
         plan = session.plan
-        i = (share.index * 7919 + session.in_flight * 104729) % len(plan.call)
+        i = (share.index * 7919 + session.started_users * 104729) % len(plan.call)
+        session.started_users += 1
         gevent.sleep(max(share.start_s - time.perf_counter(), 0))
         while (now_s := time.perf_counter() - share.start_s) < plan.schedule.end_s:
-            self._send(session, share, now_s, now_s, int(plan.call[i]), int(plan.key[i]))
+            self._send(session, share, now_s, int(plan.call[i]), int(plan.key[i]))
             i = (i + 1) % len(plan.call)
 
-    def _send(self, session: Session, share: Share, due_s: float, sent_s: float, index: int, key: int) -> None:
+    def _send(self, session: Session, share: Share, due_s: float, index: int, key: int) -> None:
         call = session.plan.calls[index]
+        sent_s = time.perf_counter() - share.start_s
         head = self._heads[index]
         if key >= 0:
             head += b"X-Prism-Key: k%d\r\n" % key
         outcome, version, length = Outcome.CONNECTION, "", 0
-        session.in_flight += 1
+        session.sent += 1
+        number = session.sent
+        session.open[number] = (due_s, sent_s, index)
         try:
             answer = self._connections.post(head, call.body)
             outcome, version, length = outcome_of(answer.status), answer.version, answer.body_bytes
@@ -215,8 +208,8 @@ class PlanUser(User):  # type: ignore[misc]
             outcome = Outcome.TIMEOUT
         except NoAnswer:
             pass
-        finally:
-            session.in_flight -= 1
+        # A request that Locust cut off stays open, and the end of the session records it.
+        del session.open[number]
         done_s = time.perf_counter() - share.start_s
         session.recorder.add(due_s, sent_s, done_s, outcome, session.label(call, version), index)
         self.environment.events.request.fire(
@@ -235,10 +228,12 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
     abstract = True
     plan: Plan | None = None
     failed = False
+    parent = 0  # the process that asked for the run: nobody is there to read the samples once it is gone. 0: a person
 
     def tick(self) -> tuple[int, float] | None:
         state = _states.get(id(self.runner))
-        if self.failed or (state is not None and state.done >= state.workers):
+        abandoned = self.parent and os.getppid() != self.parent
+        if self.failed or abandoned or (state is not None and state.done >= state.workers):
             return None
         workers = max(_worker_count(self.runner), 1)
         users = workers if self.plan is None or self.plan.loop == "open" else max(self.plan.users, workers)
@@ -287,12 +282,16 @@ def give_up(environment: Environment) -> None:
 
 def forget(environment: Environment) -> None:
     """After a run, so that another can be started from Locust's page."""
+    if PlanUser.session is not None:
+        PlanUser.session.close()  # a user that Locust stops before its first step does not
     _states.pop(id(environment.runner), None)
 
 
-def connect(environment: Environment) -> None:
-    """Once per process: listen for what the others say."""
+def connect(environment: Environment, parent: int = 0) -> None:
+    """Once per process: listen for signals and for what the others say."""
     runner = environment.runner
+    PlanShape.parent = parent
+    _interrupts(environment)
 
     def on_ready(environment: Environment, msg: Any, **_: Any) -> None:
         state = _states.get(id(runner))
@@ -321,6 +320,28 @@ def connect(environment: Environment) -> None:
         runner.register_message(DONE, on_done)
     elif isinstance(runner, WorkerRunner):
         runner.register_message(START, on_start)
+
+
+def _interrupts(environment: Environment) -> None:
+    """Have SIGINT and SIGTERM end the run between two steps of the event loop.
+
+    Python's own handler raises KeyboardInterrupt in whichever greenlet runs at that moment. In the one that follows the
+    plan it passes Locust's clean-up by, and all samples with it. Locust handles SIGTERM only after a headless
+    run, until when the signal kills.
+    """
+    runner = environment.runner
+
+    def interrupt() -> None:
+        if PlanUser.session is not None:
+            PlanUser.session.close()
+        ending = runner.state in (STATE_CLEANUP, STATE_STOPPING, STATE_STOPPED)
+        if ending and environment.parsed_options.headless and not isinstance(runner, WorkerRunner):
+            return  # without being told, and would not be waiting for it
+        # Where Locust waits for it, to end in order.
+        gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, interrupt)
 
 
 def _say_done(environment: Environment) -> None:

@@ -95,6 +95,13 @@ def within(samples: Samples, window: Window) -> Samples:
     return samples.only(inside)
 
 
+def judged_until(samples: Samples, stopped_s: float, patience_s: float) -> float:
+    """Up to which second a run that was stopped can be judged: requests that its end cut off within `patience_s` of
+    their due time say nothing about the server."""
+    cut_off = np.equal(samples.outcome, int(Outcome.UNANSWERED)) & (samples.due_s > stopped_s - patience_s)
+    return min(stopped_s, float(np.min(samples.due_s[cut_off], initial=np.inf)))
+
+
 def completed_in(samples: Samples, window: Window) -> int:
     """Answers that arrived in `window`, whenever they were due."""
     return int(np.count_nonzero(samples.ok & (samples.done_s >= window.start_s) & (samples.done_s < window.end_s)))

@@ -26,12 +26,13 @@ import numpy as np
 
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.names import Target
-from loadtest.calls import check_host, fetch_json
+from loadtest.calls import Fetch, check_host, fetch_json
 from loadtest.gate import Generation, judge
 from loadtest.measure import (
     completed_in,
     counts,
     distribution,
+    judged_until,
     mean_cpu,
     misses,
     percentiles,
@@ -52,7 +53,7 @@ START_LIMIT_S = 60.0  # for Locust to start and connect its workers
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A run in progress, about once a second; `t_s` is below 0 until the first request is due."""
+    """A run in progress, at least once a second; `t_s` is below 0 until the first request is due."""
 
     t_s: float
     end_s: float
@@ -86,13 +87,15 @@ def run(
     on_progress: OnProgress | None = None,
     playback: Playback | None = None,
     about_server: dict[str, Any] | None = None,
+    fetch: Fetch | None = None,
 ) -> LoadResult:
     """Run `scenario` against `host` and say what came of it; with `out`, `result.json`, `samples.npz`, `phases.csv`
     and `report.html` are written there.
 
     Args:
         playback: Carries out the scenario's events, and has checked them.
-        about_server: What is known of the server, for the result; without it, what it says of itself.
+        about_server: What is known of the server, for the result, besides what it says of itself.
+        fetch: Answers for a server that has no metadata; without it, the server is asked.
 
     Raises: InvalidRequest and ModelNotFound for a scenario that does not fit the server, OperatorError if the server
         cannot be reached or Locust is not installed or fails.
@@ -100,7 +103,7 @@ def run(
     host = check_host(host)
     if scenario.events and playback is None:
         raise InvalidRequest("events: they need a Prism in a local home; leave them out to load another server")
-    fetch = fetch_json(host)
+    fetch = fetch or fetch_json(host)
     prepared = plan(scenario, host, fetch)
     about = {**server_facts(fetch), **(about_server or {})}
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -140,13 +143,17 @@ def record(prepared: Plan, processes: int, folder: Path, on_progress: OnProgress
         finally:
             _end(process)
             snapshots = poller.stop()
-    files = sorted(folder.glob("samples-*.npz"))
-    if not files:
+    parts = [read_samples(file) for file in sorted(folder.glob("samples-*.npz"))]
+    if stopped_s is not None and not any(len(samples) for samples, _ in parts):
+        raise OperatorError("loadtest: stopped before the first request was due; nothing was recorded")
+    if not parts:
         lines = (folder / "locust.log").read_text(errors="replace").strip().splitlines()
         raise OperatorError(f"loadtest: Locust recorded nothing; it said: {lines[-1] if lines else 'nothing'}")
-    parts = [read_samples(file) for file in files]
+    samples = merge([samples for samples, _ in parts])
+    if stopped_s is not None:  # progress is a second old
+        stopped_s = float(np.nanmax(samples.sent_s, initial=stopped_s))
     return Recording(
-        samples=merge([samples for samples, _ in parts]),
+        samples=samples,
         epoch_s=min(about["epoch_s"] for _, about in parts),
         cpu=tuple(tuple(about["cpu"]) for _, about in parts),
         lost_processes=processes - len(parts),
@@ -159,7 +166,7 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
     """The figures and the verdict of a recording."""
     windows = prepared.schedule.windows
     if recording.stopped_s is not None:
-        cut_s = recording.stopped_s
+        cut_s = judged_until(recording.samples, recording.stopped_s, max(scenario.objective.limit_s or 0.0, 1.0))
         windows = tuple(
             Window(w.name, w.start_s, min(w.end_s, cut_s), w.measured) for w in windows if w.start_s < cut_s
         )
@@ -179,6 +186,8 @@ def summarize(scenario: Scenario, prepared: Plan, recording: Recording, started:
         lag_p99_s=total.lag.p99_s,
         cpu=mean_cpu(recording.cpu, windows),
         lost_processes=recording.lost_processes,
+        planned_s=prepared.schedule.end_s,
+        stopped_s=recording.stopped_s,
     )
     end_s = max(prepared.schedule.end_s, float(np.nanmax(samples.done_s, initial=0.0)))
     line = timeline(samples, end_s)
@@ -269,7 +278,7 @@ def _command(prepared: Plan, processes: int, folder: Path) -> list[str]:
     assert spec is not None and spec.origin is not None
     command = [sys.executable, "-m", "locust", "-f", spec.origin, "--headless", "--only-summary"]
     command += ["--host", prepared.host, "--loglevel", "WARNING", "--exit-code-on-error", "0"]
-    command += ["--plan", str(folder / "plan.msgpack"), "--samples", str(folder)]
+    command += ["--plan", str(folder / "plan.msgpack"), "--samples", str(folder), "--parent", str(os.getpid())]
     if processes > 1:
         port = str(_free_port())
         command += ["--processes", str(processes), "--master-bind-host", "127.0.0.1"]
@@ -287,7 +296,7 @@ def _watch(
     """Wait for Locust to finish; the second at which it was stopped early, or None."""
     began_s = time.monotonic()
     limit_s = START_LIMIT_S + prepared.schedule.end_s + prepared.timeout_s + 10.0
-    reported = -1
+    reported, reported_s = -1, 0.0
     while process.poll() is None:
         time.sleep(0.1)
         if time.monotonic() - began_s > limit_s:
@@ -295,8 +304,8 @@ def _watch(
         if on_progress is None:
             continue
         now = _progress(prepared, processes, folder)
-        if now.recorded + int(now.t_s) != reported:
-            reported = now.recorded + int(now.t_s)
+        if now.recorded + int(now.t_s) != reported or time.monotonic() - reported_s > 0.5:
+            reported, reported_s = now.recorded + int(now.t_s), time.monotonic()
             if on_progress(now):
                 return max(now.t_s, 0.0)
     return None
@@ -325,18 +334,21 @@ def _last_line(file: Path) -> dict[str, Any] | None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End Locust and its workers, which are one process group. On SIGINT it ends the run and writes its samples."""
-    for stop, wait_s in ((signal.SIGINT, 30.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
-        if process.poll() is not None:
-            break
-        process.send_signal(stop)
-        try:
-            process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            continue
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # workers that outlived their master
-    except (ProcessLookupError, PermissionError):
-        pass
+        for stop, wait_s in ((signal.SIGINT, 30.0), (signal.SIGTERM, 3.0)):
+            if process.poll() is None:
+                process.send_signal(stop)
+            try:
+                process.wait(wait_s)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # it, or workers that outlived their master
+        except (ProcessLookupError, PermissionError):
+            pass
+        process.wait()
 
 
 def _models(scenario: Scenario) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,9 @@ from cluster.errors import OperatorError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from loadtest import LoadResult, Progress, Scenario
+    from cluster.cli.loadtest_home import Aim
+    from loadtest import LoadResult, Progress
+    from loadtest.baseline import Against, SideBySide
     from loadtest.search import KneeResult, Try
 
 EPILOG = """\b
@@ -43,6 +48,13 @@ generator was late, full or starved, so the figures say nothing about the server
 @click.option("--processes", type=int, help="Load generator processes.")
 @click.option("--slo", help="Objective instead of the scenario's, e.g. 'p99<50ms, errors<0.1%'.")
 @click.option("--find-max", is_flag=True, help="Search the highest rate that keeps the objective.")
+@click.option("--baseline", type=click.Choice(["ray-serve", "ray-serve-haproxy"]), help="Load this as well; compare.")
+@click.option(
+    "--artifact",
+    type=click.Path(exists=True, file_okay=False, path_type=Path, resolve_path=True),
+    help="What the baseline serves.  [default: what the model in --home serves]",
+)
+@click.option("--no-events", is_flag=True, help="Leave out what the scenario does to Prism meanwhile.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the report.")
 @click.option("--list", "list_shipped", is_flag=True, help="List the scenarios that come with Prism.")
 @home_option
@@ -60,6 +72,9 @@ def loadtest(
     processes: int | None,
     slo: str | None,
     find_max: bool,
+    baseline: str | None,
+    artifact: Path | None,
+    no_events: bool,
     out: Path | None,
     list_shipped: bool,
     home: Path,
@@ -72,6 +87,7 @@ def loadtest(
     if context.invoked_subcommand is not None:
         return
     _need_extra()
+    from cluster.cli.loadtest_home import aim
     from loadtest.objective import Objective
     from loadtest.scenario import read_scenario
 
@@ -88,13 +104,23 @@ def loadtest(
         processes=processes,
         objective=Objective.parse(slo, "slo") if slo else None,
     )
-    url = host or _host_of(home)
+    if no_events or find_max:
+        scenario = replace(scenario, events=())
+    if artifact and not baseline:
+        raise click.UsageError("--artifact is what the baseline serves: give --baseline too")
+    if baseline and find_max:
+        raise click.UsageError("--baseline compares one scenario: leave out --find-max")
     out = out or Path(f"loadtest-{scenario.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    if find_max:
-        knee = _find(scenario, url, out, as_json)
-        emit(asdict(knee), as_json, _knee_text(knee, out))
-        sys.exit(0 if knee.rate is not None else 1)
-    result = _run(scenario, url, out, as_json)
+    with aim(scenario, host, home, baseline, artifact) as aimed:
+        if find_max:
+            knee = _find(aimed, out, as_json)
+            emit(asdict(knee), as_json, _knee_text(knee, out))
+            sys.exit(0 if knee.rate is not None else 1)
+        if aimed.against is not None:
+            both = _run_both(aimed, aimed.against, out, as_json)
+            emit(asdict(both), as_json, _both_text(both))
+            sys.exit(max(both.prism.verdict.exit_code, 2 if both.baseline.verdict.status == "invalid" else 0))
+        result = _run(aimed, out, as_json)
     emit(asdict(result), as_json, _text(result))
     sys.exit(result.verdict.exit_code)
 
@@ -118,20 +144,59 @@ def compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
     emit(asdict(found), as_json, "\n".join([*lines, _aligned(table)]))
 
 
-def _run(scenario: Scenario, host: str, out: Path, as_json: bool) -> LoadResult:
+def _run(aimed: Aim, out: Path, as_json: bool) -> LoadResult:
     from loadtest import run
 
+    scenario = aimed.scenario
+
+    with _interrupts() as interrupts, _bar(as_json) as bar:
+        task = bar.add_task("starting", total=scenario.warmup_s + scenario.duration_s)
+
+        def show(now: Progress) -> bool:
+            text = f"{now.phase}: {now.ok} answered, {now.in_flight} open"
+            bar.update(task, completed=max(now.t_s, 0.0), description=text)
+            return bool(interrupts)
+
+        return run(scenario, aimed.url, out, show, aimed.playback, aimed.about_server)
+
+
+def _run_both(aimed: Aim, against: Against, out: Path, as_json: bool) -> SideBySide:
+    from loadtest.baseline import run_side_by_side
+
+    # The baseline's processes are stopped on the way out, so whoever ends us has to let us go that way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    scenario = aimed.scenario
     with _bar(as_json) as bar:
         task = bar.add_task("starting", total=scenario.warmup_s + scenario.duration_s)
 
+        def say(text: str) -> None:
+            bar.update(task, completed=0.0, description=text)
+
         def show(now: Progress) -> None:
-            text = f"{now.phase}: {now.ok} answered, {now.in_flight} open"
-            bar.update(task, completed=max(now.t_s, 0.0), description=text)
+            bar.update(task, completed=max(now.t_s, 0.0))
 
-        return run(scenario, host, out, show)
+        return run_side_by_side(scenario, aimed.url, against, out, show, say, aimed.about_server)
 
 
-def _find(scenario: Scenario, host: str, out: Path, as_json: bool) -> KneeResult:
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The signals that came so far: after one the run ends and reports what it has; after two it is given up."""
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _find(aimed: Aim, out: Path, as_json: bool) -> KneeResult:
     from loadtest.search import find_max
 
     with _bar(as_json) as bar:
@@ -140,7 +205,7 @@ def _find(scenario: Scenario, host: str, out: Path, as_json: bool) -> KneeResult
         def show(step: Try) -> None:
             bar.update(task, description=f"{step.purpose}: {step.rate:.1f}/s")
 
-        return find_max(scenario, host, out, show)
+        return find_max(aimed.scenario, aimed.url, out, show)
 
 
 def _bar(as_json: bool) -> Bar:
@@ -174,9 +239,24 @@ def _text(result: LoadResult) -> str:
         lines.append("errors: " + ", ".join(f"{n} {kind}" for kind, n in result.total.counts.errors.items()))
     lines.append(f"{HEADLINES[result.verdict.status][1]} ({result.load.objective})")
     lines += [f"  {line}" for line in (*result.verdict.reasons, *result.verdict.notes)]
+    lines += [f"event at {e.at_s:.1f} s: {e.name}: {e.error or e.detail}" for e in result.events]
     if "report" in result.files:
         lines.append(f"report: {result.files['report']}")
     return "\n".join(lines)
+
+
+def _both_text(both: SideBySide) -> str:
+    from loadtest.compare import rows
+    from loadtest.report import HEADLINES
+
+    name = both.baseline.about_server.get("name", "baseline")
+    table = [["", "Prism", name, f"{name}/Prism", "95 % interval", ""], *rows(both.comparison)]
+    verdicts = [
+        f"{who}: {HEADLINES[result.verdict.status][1]} ({'; '.join(result.verdict.reasons) or result.load.objective})"
+        for who, result in (("Prism", both.prism), (name, both.baseline))
+    ]
+    notes = [f"note: {warning}" for warning in both.comparison.warnings]
+    return "\n".join([_aligned(table), "", *verdicts, *notes, f"report: {both.files['report']}"])
 
 
 def _knee_text(knee: KneeResult, out: Path) -> str:
@@ -195,8 +275,11 @@ def _list(as_json: bool) -> None:
     from loadtest.scenario import read_scenario, shipped
 
     found = {name: read_scenario(name) for name in shipped()}
-    values = [{"name": n, "about": s.about, "duration_s": s.duration_s} for n, s in found.items()]
-    rows = [[name, f"{s.duration_s:g} s", s.about] for name, s in found.items()]
+    values = [
+        {"name": n, "about": s.about, "duration_s": s.duration_s, "objective": str(s.objective)}
+        for n, s in found.items()
+    ]
+    rows = [[name, f"{s.duration_s:g} s", str(s.objective), s.about] for name, s in found.items()]
     emit(values, as_json, _aligned(rows))
 
 
@@ -213,14 +296,3 @@ def _need_extra() -> None:
     missing = [name for name in ("locust", "matplotlib") if find_spec(name) is None]
     if missing:
         raise OperatorError(f"loadtest: {missing[0]} is not installed; pip install 'prism-serving[loadtest]'")
-
-
-def _host_of(home: Path) -> str:
-    from cluster.home import Home
-
-    boot = Home(home).running()
-    if boot is None:
-        raise OperatorError(f"host: nothing is running in {home}; start it with `prism up`, or give --host URL")
-    bound = boot.settings.http.host
-    address = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bound, bound)
-    return f"http://{address}:{boot.http_port}"
