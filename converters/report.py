@@ -146,7 +146,7 @@ def _outputs(report: Report) -> str:
     for o in report.parity["outputs"][:MAX_PLOTTED]:
         cards = []
         if o.get("histogram"):
-            labels = ["exact", *(f"1e{d}" if d % 2 == 0 else "" for d in HISTOGRAM_DECADES)]
+            labels = ["exact", *(f"1e{d}" if d % 2 == 0 and d > -10 else "" for d in HISTOGRAM_DECADES)]
             plot = plots.columns(labels, o["histogram"], "relative error of an element (up to)", "elements")
             cards.append(f"<h3>{escape(o['name'])}: errors</h3>{plot}")
         expected, got = report.points.get(o["name"], ((), ()))
@@ -191,12 +191,15 @@ def _costs(costs: Sequence[Cost]) -> str:
 
 
 def _cases(parity: Mapping[str, Any]) -> str:
-    counts: dict[tuple[str, int], int] = {}
+    sizes: dict[str, list[int]] = {}
     for case in parity["cases"]:
-        key = (case["inputs"], case["rows"])
-        counts[key] = counts.get(key, 0) + 1
-    rows = [(origin, str(size), str(count)) for (origin, size), count in counts.items()]
-    return f'<h2>Calls compared</h2><div class="card">{_table(("inputs", "rows", "calls"), rows)}</div>'
+        sizes.setdefault(case["inputs"], []).append(case["rows"])
+    rows = [
+        (origin, str(len(found)), ", ".join(map(str, sorted(set(found)))), str(sum(found)))
+        for origin, found in sizes.items()
+    ]
+    head = ("inputs", "calls", "rows of a call", "rows")
+    return f'<h2>Calls compared</h2><div class="card">{_table(head, rows)}</div>'
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:

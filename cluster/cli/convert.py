@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,21 +170,31 @@ def read_labels(file: Path) -> tuple[str, ...]:
 
 def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     """A table of what was compared, and one line of costs per artifact."""
+    from rich.console import Console
+
+    kinds = {artifact.parity()["kind"] for artifact in artifacts}
+    against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
+    print_outputs(f"compared with {against}", [(target_of(artifact), artifact.parity()) for artifact in artifacts])
+    console = Console()
+    for artifact in artifacts:
+        console.print(_costs(artifact), highlight=False, soft_wrap=True)
+
+
+def print_outputs(title: str, parities: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """A table with one line per output of each named comparison, then metrics and notes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    kinds = {artifact.parity()["kind"] for artifact in artifacts}
-    against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
-    table = Table(title=f"compared with {against}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("artifact", "output", "values", "max abs", "max rel", "out", "SQNR", "top-1"):
         left = name in ("artifact", "output")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "output")
-    for artifact in artifacts:
-        for output in artifact.parity()["outputs"]:
+    for name, parity in parities:
+        for output in parity["outputs"]:
             table.add_row(
-                target_of(artifact),
+                name,
                 output["name"],
                 str(output["elements"]),
                 _number(output["worst_abs"], ".2e"),
@@ -193,19 +204,16 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
                 _number(output["top1"], ".1%"),
             )
     console.print(table)
-    for note in dict.fromkeys(note for artifact in artifacts for note in artifact.parity().get("notes", [])):
-        console.print(f"note: {note}", highlight=False)
-    for artifact in artifacts:
-        evaluation = artifact.parity().get("evaluation")
-        if evaluation:
-            before = _number(evaluation["source"], ".4f")
+    for note in dict.fromkeys(note for _, parity in parities for note in parity.get("notes", [])):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    for name, parity in parities:
+        found = parity.get("evaluation")
+        if found:
             console.print(
-                f"{target_of(artifact)}: {evaluation['metric']} of {evaluation['output']} on {evaluation['rows']} "
-                f"rows: source {before}, converted {evaluation['converted']:.4f}",
+                f"{name}: {found['metric']} of {found['output']} on {found['rows']} rows: "
+                f"source {_number(found['source'], '.4f')}, converted {found['converted']:.4f}",
                 highlight=False,
             )
-    for artifact in artifacts:
-        console.print(_costs(artifact), highlight=False, soft_wrap=True)
 
 
 def target_of(artifact: Artifact) -> str:

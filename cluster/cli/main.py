@@ -18,6 +18,7 @@ from cluster.errors import ServingError
 COMMANDS = {
     "serve": "cluster.cli.serve:serve",
     "convert": "cluster.cli.convert:convert",
+    "compare": "cluster.cli.compare:compare",
     "up": "cluster.cli.up:up",
     "down": "cluster.cli.up:down",
     "drain": "cluster.cli.nodes:drain",

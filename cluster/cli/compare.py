@@ -1,0 +1,77 @@
+"""`prism compare`: how far two artifacts' answers are apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cluster.cli.output import emit, json_option
+from cluster.errors import ConversionFailed, OperatorError
+
+EXAMPLES = """
+\b
+Examples:
+  prism compare fp32-artifact int8-artifact --report compare.html
+  prism compare old.onnx new.onnx --sample photos.npz --tolerance sqnr=40
+  prism compare fp32-artifact int8-artifact --evaluate labelled.npz --max-drop 0.01
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--sample", type=click.Path(path_type=Path), help=".npz of inputs; without it FIRST's own sample.")
+@click.option("--dynamic", multiple=True, metavar="NAME:AXIS=MIN..MAX", help="A free axis, compared at both ends.")
+@click.option("--evaluate", type=click.Path(path_type=Path), help=".npz of inputs with one array of labels more.")
+@click.option("--metric", default="accuracy", show_default=True, help="As in `prism convert`.")
+@click.option("--max-drop", type=float, help="Fail if the metric is worse by more.")
+@click.option("--tolerance", default="", metavar="KEY=NUMBER,...", help="As in `prism convert`.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]), help="Where both run.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here.")
+@json_option
+def compare(
+    first: Path,
+    second: Path,
+    sample: Path | None,
+    dynamic: tuple[str, ...],
+    evaluate: Path | None,
+    metric: str,
+    max_drop: float | None,
+    tolerance: str,
+    device: str,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare what SECOND answers with what FIRST answers; exit code 1 if they are not near enough.
+
+    Both are artifact directories, or .onnx or .pt2 files.
+    """
+    from converters.build import silent
+    from converters.candidate import Options
+    from converters.comparison import compare_artifacts
+    from converters.parity import parse_tolerance
+
+    options = Options(
+        sample=sample,
+        dynamic=dynamic,
+        evaluate=evaluate,
+        metric=metric,
+        max_drop=max_drop,
+        tolerance=parse_tolerance(tolerance),
+        device=device,
+    )
+    found = compare_artifacts(first, second, options, silent)
+    if report is not None:
+        try:
+            report.write_text(found.page, encoding="utf-8")
+        except OSError as error:
+            raise OperatorError(f"report: cannot write {report} ({error.strerror})") from None
+    if as_json:
+        emit(dict(found.parity), as_json=True)
+    else:
+        from cluster.cli.convert import print_outputs
+
+        print_outputs(f"{second} compared with {first}", [(second.name, found.parity)])
+    if found.failures:
+        raise ConversionFailed(f"{second} is not near enough to {first}: {'; '.join(found.failures)}")

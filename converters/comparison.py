@@ -1,0 +1,174 @@
+"""Any two artifacts, compared as a conversion is: the same calls, the same measures, the same page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.artifact import SAMPLE, Artifact
+from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.tensors import Signature, TensorSpec
+from converters.candidate import Case, Options, Say
+from converters.evaluation import ORIGIN as EVALUATION
+from converters.evaluation import Evaluation, evaluate
+from converters.isolated import run_cases
+from converters.parity import TOLERANCES, Parity, compare, tolerance_for
+from converters.report import Report, render, sample_points
+from converters.runtime import Arrays
+from converters.samples import cases_for, labelled
+from converters.sealing import cost_of
+from converters.wrap import wrap
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came out: `parity` as `parity.json` has it, and the page. `failures` is empty if both agree."""
+
+    parity: Mapping[str, Any]
+    page: str
+    failures: tuple[str, ...]
+
+
+def compare_artifacts(first: Path, second: Path, options: Options, say: Say) -> Comparison:
+    """How far `second` is from `first`, both artifact directories, `.onnx` or `.pt2` files.
+
+    The calls are made of `options.sample`, or of the first artifact's own sample; rows share calls where both are
+    batched. The tolerance is that of the less precise of both.
+
+    Raises:
+        InvalidRequest: They do not take the same inputs, or the data does not fit.
+        ConversionFailed: One of them fails on a call, or they have no output in common.
+    """
+    with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
+        a, b = (_artifact(path, Path(scratch, side), options) for path, side in ((first, "a"), (second, "b")))
+        return _compare(a, b, (str(first), str(second)), options, say)
+
+
+def _artifact(path: Path, place: Path, options: Options) -> Artifact:
+    return wrap(path, place, options=replace(options, evaluate=None, max_drop=None, tolerance={}))
+
+
+def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options, say: Say) -> Comparison:
+    ours, theirs = a.manifest.signature, b.manifest.signature
+    order = matched(ours, theirs)
+    cases = _cases(a, ours, _renamed(theirs, order), options)
+    say(f"comparing {len(cases)} calls")
+    expected = _answers(a, cases, ours.inputs, options)
+    got = _answers(b, cases, [ours.inputs[order.index(i)] for i in range(len(order))], options)
+    columns = _outputs(ours, theirs)
+    precision = min(
+        (a.manifest.precision, b.manifest.precision),
+        key=lambda name: TOLERANCES.get(name, TOLERANCES["fp32"]).min_sqnr_db,
+    )
+    tolerance = tolerance_for(precision, options.tolerance)
+    sides = {
+        name: ([arrays[i] for arrays in expected], [arrays[j] for arrays in got]) for name, (i, j) in columns.items()
+    }
+    outputs = tuple(compare(name, e, g, tolerance) for name, (e, g) in sides.items())
+    parity = Parity(names[0], precision, tolerance, tuple(case.describe() for case in cases), outputs)
+    evaluation = _evaluated(options, cases, ours, columns, expected, got)
+    gates = [evaluation.failure] if evaluation is not None and evaluation.failure else []
+    left_out = [spec.name for spec in (*ours.outputs, *theirs.outputs) if spec.name not in columns]
+    notes = (
+        [f"outputs that only one of them has: {', '.join(left_out)}"]
+        if left_out and len(columns) < len(ours.outputs)
+        else []
+    )
+    written = {
+        **parity.to_json(),
+        "evaluation": evaluation.to_json() if evaluation is not None else None,
+        "executed": True,
+        "gates": gates,
+        "notes": notes,
+    }
+    written["passed"] = not (parity.failures or gates)
+    report = Report(
+        title=f"{names[1]} compared with {names[0]}",
+        subtitle=f"{b.manifest.precision} against {a.manifest.precision}",
+        against=names[0],
+        parity=written,
+        points={name: sample_points(e, g) for name, (e, g) in sides.items()},
+        costs=tuple(cost_of(name, x.path, _profile(x)) for name, x in zip(reversed(names), (b, a), strict=True)),
+        facts=tuple((name, f"digest {x.digest}") for name, x in zip(names, (a, b), strict=True)),
+    )
+    return Comparison(written, render(report), (*parity.failures, *gates))
+
+
+def matched(a: Signature, b: Signature) -> list[int]:
+    """For each input of `a`, the input of `b` that takes the same: by name, otherwise by place.
+
+    Raises: InvalidRequest if there is no such pairing, or dtypes differ.
+    """
+    places = {spec.name: i for i, spec in enumerate(b.inputs)}
+    if set(places) == {spec.name for spec in a.inputs}:
+        order = [places[spec.name] for spec in a.inputs]
+    else:
+        order = list(range(len(b.inputs)))
+    pairs = [(spec, b.inputs[i]) for spec, i in zip(a.inputs, order, strict=False)]
+    if len(a.inputs) != len(b.inputs) or any(x.dtype != y.dtype or len(x.shape) != len(y.shape) for x, y in pairs):
+        raise InvalidRequest(f"compare: expected the same inputs, got {_brief(a.inputs)} and {_brief(b.inputs)}")
+    return order
+
+
+def _brief(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in specs)
+
+
+def _renamed(theirs: Signature, order: Sequence[int]) -> Sequence[TensorSpec]:
+    return [theirs.inputs[i] for i in order]
+
+
+def _cases(a: Artifact, ours: Signature, theirs: Sequence[TensorSpec], options: Options) -> tuple[Case, ...]:
+    batched = ours.batched and all(spec.shape[:1] == (-1,) for spec in theirs)
+    # The stricter shape of both decides how data is cut: a size that one of them fixes is fixed.
+    specs = [
+        TensorSpec(x.name, x.dtype, tuple(max(d, e) for d, e in zip(x.shape, y.shape, strict=True)))
+        for x, y in zip(ours.inputs, theirs, strict=True)
+    ]
+    used = replace(options, sample=options.sample or a.path / SAMPLE, max_rows=ours.max_rows if batched else 1)
+    return cases_for(specs, used, batched)
+
+
+def _answers(artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec], options: Options) -> list[Arrays]:
+    calls = [tuple(case.inputs[spec.name] for spec in inputs) for case in cases]
+    found: list[Arrays] = []
+    for case, answer in zip(cases, run_cases(artifact.path, calls, options.threads, options.device), strict=True):
+        if isinstance(answer, str):
+            raise ConversionFailed(f"{artifact.path} fails on {case.rows} rows of {case.origin} data: {answer}")
+        found.append(answer)
+    return found
+
+
+def _outputs(a: Signature, b: Signature) -> dict[str, tuple[int, int]]:
+    """Outputs to compare, by the first artifact's names: those of the same name, otherwise those in the same place."""
+    places = {spec.name: i for i, spec in enumerate(b.outputs)}
+    found = {spec.name: (i, places[spec.name]) for i, spec in enumerate(a.outputs) if spec.name in places}
+    if found:
+        return found
+    if len(a.outputs) == len(b.outputs):
+        return {spec.name: (i, i) for i, spec in enumerate(a.outputs)}
+    raise ConversionFailed(f"nothing was compared: no output in common ({_brief(a.outputs)} and {_brief(b.outputs)})")
+
+
+def _evaluated(
+    options: Options,
+    cases: Sequence[Case],
+    ours: Signature,
+    columns: Mapping[str, tuple[int, int]],
+    expected: Sequence[Arrays],
+    got: Sequence[Arrays],
+) -> Evaluation | None:
+    if options.evaluate is None:
+        return None
+    at = [k for k, case in enumerate(cases) if case.origin == EVALUATION]
+    _, labels = labelled(options.evaluate, [spec.name for spec in ours.inputs])
+    before = [tuple(expected[k][i] for i, _ in columns.values()) for k in at]
+    after = [tuple(got[k][j] for _, j in columns.values()) for k in at]
+    return evaluate(options.metric, options.max_drop, list(columns), labels, before, after)
+
+
+def _profile(artifact: Artifact) -> Mapping[str, Any]:
+    return next(iter(artifact.profile().get("devices", {}).values()), {})
