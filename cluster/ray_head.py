@@ -42,6 +42,8 @@ _FLAGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # SIGTERM means stop now: what must drain has been drained before.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # While the head is away, the other nodes go on answering; a head that comes back has them join it anew.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # What Ray costs while nothing happens: fewer reports, no idle spare workers, a slower (0.1 s) control loop.
@@ -222,14 +224,19 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
             num_cpus=settings.num_cpus or None,
             num_gpus=settings.num_gpus or None,
             object_store_memory=settings.object_store_bytes,
-            labels={DOOR_LABEL: str(http_port), GATEWAY_LABEL: ALWAYS if settings.idle_gateway else WITH_REPLICAS},
+            labels={
+                **settings.labels,
+                DOOR_LABEL: str(http_port),
+                GATEWAY_LABEL: ALWAYS if settings.idle_gateway else WITH_REPLICAS,
+            },
             temp_dir=str(home.ray_dir),
             include_dashboard=settings.dashboard,
             dashboard_host=settings.node_ip,
             dashboard_port=None,
             dashboard_agent_listen_port=0,
             include_log_monitor=False,  # drivers do not print what workers write
-            no_monitor=True,  # nothing here adds nodes
+            autoscaling_config=settings.autoscaling_config or None,
+            no_monitor=not settings.autoscaling_config,  # nothing else here adds nodes
             **({"gcs_address": join} if join else head),
         ),
         head=not join,

@@ -49,6 +49,12 @@ def check_selector(label: str, value: str) -> None:
         raise InvalidRequest(f"deploy.on[{label}]: expected value, !value, in(a,b) or !in(a,b), got {value!r}")
 
 
+def check_node_label(label: str, value: str) -> None:
+    """Raises: InvalidRequest if Ray would not take it as a label of a node."""
+    if not _LABEL.fullmatch(label) or not re.fullmatch(_WORD, value):
+        raise InvalidRequest(f"settings.ray.labels[{label}]: expected letters, digits, '_', '.' and '-', got {value!r}")
+
+
 def selects(selectors: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Whether a node with `labels` has everything that `selectors` ask for. A label it lacks has no value."""
     return all(_selects(value, labels.get(label)) for label, value in selectors.items())

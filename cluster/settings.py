@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from cluster.errors import InvalidRequest
+from cluster.selectors import check_node_label
 
 LOOPBACK = "127.0.0.1"
 BOOT_VARIABLE = "PRISM_BOOT"  # names the boot file of the node that a process runs on
@@ -63,6 +64,8 @@ class RaySettings:
     `node_ip` is the address at which other nodes reach this one; on the loopback default no other can join. `port` is
     the head's, where nodes join; 0: any free one, and then the same after every restart. Without `idle_gateway`, a
     joined node has a gateway only while replicas run there, so that Ray's autoscaler may take the node away.
+    `labels` are what `prism deploy --on` selects nodes by. `autoscaling_config`, on a head, is the file by which Ray's
+    cluster launcher says which nodes to add; with it, Ray's autoscaler runs beside the head.
     """
 
     num_cpus: int = 0
@@ -70,6 +73,8 @@ class RaySettings:
     node_ip: str = LOOPBACK
     port: int = 0
     idle_gateway: bool = True
+    labels: dict[str, str] = field(default_factory=dict)
+    autoscaling_config: str = ""
     object_store_bytes: int = 200 << 20
     dashboard: bool = False
 
@@ -115,6 +120,8 @@ class Settings:
         ):
             if not ok:
                 raise InvalidRequest(f"settings.{name}: expected {expected}")
+        for label, value in self.ray.labels.items():
+            check_node_label(label, value)
 
 
 def _is_address(text: str) -> bool:

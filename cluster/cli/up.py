@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,8 @@ def up(
     versions are served with the same split. With --address or --join, this machine becomes one more node of a
     cluster that runs already: replicas and a gateway are placed here too.
     """
+    if block:  # what stops a container or a service stops us as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Home(home)
     settings = merged(read_settings(config), http_port, grpc_port, http_host, node_ip)
     boot = place.running()

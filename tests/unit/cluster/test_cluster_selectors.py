@@ -6,6 +6,7 @@ from ray._private.label_utils import validate_label_selector
 from cluster.documents import DeploySettings
 from cluster.errors import InvalidRequest
 from cluster.selectors import check_selector, parse_selectors, selects, shown
+from cluster.settings import RaySettings, Settings
 
 
 def test_rays_own_labels_may_be_written_without_their_prefix():
@@ -79,3 +80,10 @@ def test_impossible_resources_are_one_line_that_names_the_field(settings, told):
     with pytest.raises(InvalidRequest, match=told) as raised:
         DeploySettings(**settings)
     assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize(("label", "value"), [("a b", "x"), ("pool", "x y"), ("pool", "in(a)"), ("pool", "")])
+def test_a_node_label_that_ray_would_not_take_is_refused_by_name(label, value):
+    with pytest.raises(InvalidRequest, match=r"settings\.ray\.labels"):
+        Settings(ray=RaySettings(labels={label: value}))
+    assert Settings(ray=RaySettings(labels={"ray.io/market-type": "spot"}))
