@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import uvloop
 
 from cluster.documents import VersionRecord
 from cluster.settings import Settings
@@ -95,7 +96,7 @@ def _frame(kind: Any, call_id: int, meta: bytes, payload: Any = None) -> Frame:
 
 def gateway_call(record: VersionRecord, format_name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     """A call that takes one request on each of `CONNECTIONS` connections through a gateway and back."""
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     round_trip = loop.run_until_complete(_prepare(record, format_name, shape))
     return lambda: loop.run_until_complete(round_trip())
 
