@@ -1,22 +1,17 @@
-"""All metrics of a process, in one registry.
+"""All metrics of a process.
 
-On the request path a metric is a note in a `Cell`; Prometheus text is made of them when somebody asks. A
-cell exists per (model, version, arm) that was routed to, so labels are bounded by what was published; requests for
-models that do not exist are counted under the empty model.
-
-With several gateway processes on one port a scrape reaches any of them: `prism_gateway_info` says which one answered,
-and every series counts that process only.
+On the request path a metric is a note in a `Cell`; what was counted becomes a `Reading` when somebody asks
+(`deployments.readings`), and Prometheus text is made of readings (`deployments.exposition`). A cell exists per (model,
+version, arm) that was routed to, so labels are bounded by what was published; requests for models that do not exist are
+counted under the empty model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 LABELS = ("model", "version", "arm")
 
@@ -36,10 +31,13 @@ class Histogram:
 
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], counts: Sequence[float] | None = None, total: float = 0.0) -> None:
+        """Raises: ValueError if there is not one count per bound and one more."""
         self.bounds = bounds
-        self.counts = np.zeros(len(bounds) + 1)
-        self.total = 0.0
+        self.counts = np.zeros(len(bounds) + 1) if counts is None else np.array(counts, np.float64)
+        self.total = total
+        if len(self.counts) != len(bounds) + 1:
+            raise ValueError(f"counts: expected {len(bounds) + 1}, got {len(self.counts)}")
 
     def add(self, values: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> None:
         """Count `values` [n], each for its weight (1 without)."""
@@ -76,6 +74,21 @@ class Cell:
         self._status: dict[int, int] = {}
         self._failed_s = 0.0
         self.last_s = 0.0  # time.monotonic() of the latest success; 0 before the first
+
+    @classmethod
+    def of(
+        cls,
+        histograms: tuple[Histogram, Histogram, Histogram, Histogram],
+        rows: int,
+        status: dict[int, int],
+        failed_s: float,
+        last_s: float,
+    ) -> Cell:
+        """A cell that has counted this; `histograms` are request, queue, compute and batch."""
+        cell = cls()
+        cell._request, cell._queue, cell._compute, cell._batch = histograms
+        cell._rows, cell._status, cell._failed_s, cell.last_s = rows, status, failed_s, last_s
+        return cell
 
     def answered(
         self, now_s: float, request_s: float, queue_s: float, compute_s: float, rows: int, batch_rows: int
@@ -168,14 +181,18 @@ Gauges = Iterable[tuple[str, str, str, float]]
 
 
 class Metrics:
-    """The cells of this process and whatever else reports itself at scrape time."""
+    """The cells of this process, and gauges that are read when somebody asks.
+
+    Attributes:
+        gateway: This process's name, the label `gateway` of everything it counts.
+        gauges: By name: what it says, and its values now.
+    """
 
     def __init__(self, gateway: str = "") -> None:
         self.gateway = gateway
         self.cells: dict[Labels, Cell] = {}
         self.unknown = Cell()  # requests that named no model there is
-        self._registry = CollectorRegistry()
-        self._registry.register(_Cells(self))
+        self.gauges: dict[str, tuple[str, Callable[[], Gauges]]] = {}
 
     def cell(self, model: str, version: str, arm: str = "") -> Cell:
         """The cell with these labels, made when it is first asked for. Ask only for versions that exist."""
@@ -185,14 +202,6 @@ class Metrics:
             found = self.cells[key] = Cell()
         return found
 
-    def of_model(self, model: str, version: str | None = None) -> dict[str, list[Cell]]:
-        """Cells of `model` (of one version, or of all) by version."""
-        found: dict[str, list[Cell]] = {}
-        for (name, each, _), cell in self.cells.items():
-            if name == model and version in (None, each):
-                found.setdefault(each, []).append(cell)
-        return found
-
     def keep(self, versions: set[tuple[str, str]]) -> None:
         """Forget the cells of every (model, version) that is not in `versions`."""
         for key in [key for key in self.cells if key[:2] not in versions]:
@@ -200,55 +209,4 @@ class Metrics:
 
     def gauge(self, name: str, about: str, read: Callable[[], Gauges]) -> None:
         """Have `read` called at every scrape."""
-        self._registry.register(_Gauge(name, about, read))
-
-    def scrape(self) -> bytes:
-        """Prometheus text, version 0.0.4."""
-        return generate_latest(self._registry)
-
-
-class _Cells(Collector):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        cells: list[tuple[Labels, Cell]] = list(metrics.cells.items())
-        for name, about, pick in _HISTOGRAMS:
-            family = HistogramMetricFamily(name, about, labels=LABELS)
-            for labels, cell in cells:
-                histogram = pick(cell)
-                family.add_metric(labels, histogram.cumulative(), histogram.total)
-            yield family
-        answers = CounterMetricFamily("prism_requests_total", "Answers by HTTP status", labels=(*LABELS, "status"))
-        for labels, cell in (*cells, (("", "", ""), metrics.unknown)):
-            for status, count in sorted(cell.status.items()):
-                answers.add_metric((*labels, str(status)), count)
-        yield answers
-        info = GaugeMetricFamily("prism_gateway_info", "The gateway process that answered", labels=("gateway",))
-        info.add_metric((metrics.gateway,), 1)
-        yield info
-
-
-_HISTOGRAMS: tuple[tuple[str, str, Callable[[Cell], Histogram]], ...] = (
-    ("prism_request_seconds", "Successful requests, from their last byte to their answer", lambda cell: cell.request),
-    ("prism_queue_seconds", "Waiting at the replica before the batch ran", lambda cell: cell.queue),
-    ("prism_compute_seconds", "The batch that a request was part of", lambda cell: cell.compute),
-    ("prism_batch_rows", "Batches by their rows", lambda cell: cell.batch),
-)
-
-
-class _Gauge(Collector):
-    def __init__(self, name: str, about: str, read: Callable[[], Gauges]) -> None:
-        self._name = name
-        self._about = about
-        self._read = read
-
-    def describe(self) -> Iterable[Metric]:
-        return (GaugeMetricFamily(self._name, self._about, labels=LABELS),)
-
-    def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(self._name, self._about, labels=LABELS)
-        for *labels, value in self._read():
-            family.add_metric(labels, value)
-        yield family
+        self.gauges[name] = (about, read)

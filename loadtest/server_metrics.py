@@ -23,7 +23,7 @@ Labels = tuple[tuple[str, str], ...]
 class Snapshot:
     """Prism's metrics at one moment (wall clock), by name and sorted labels.
 
-    Counters belong to the gateway process that answered, so they are compared only with its own earlier ones.
+    Counters belong to the gateway processes in `gateway`, so they are compared only with earlier ones of the same.
     """
 
     at_s: float
@@ -63,8 +63,8 @@ def parse(text: str, at_s: float) -> Snapshot:
                     values[sample.name, tuple(sorted(sample.labels.items()))] = float(sample.value)
         except ValueError:
             continue
-    gateway = next((dict(labels).get("gateway", "") for name, labels in values if name == "prism_gateway_info"), "")
-    return Snapshot(at_s, gateway, values)
+    gateways = sorted(dict(labels).get("gateway", "") for name, labels in values if name == "prism_gateway_info")
+    return Snapshot(at_s, ",".join(gateways), values)
 
 
 class MetricsPoller:
@@ -180,14 +180,17 @@ def _total(snapshot: Snapshot, name: str, models: frozenset[str]) -> float | Non
 
 
 def _replicas(snapshot: Snapshot, models: frozenset[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    """By version; gateways see the same replicas, so the one that sees most is believed."""
+    by_gateway: dict[str, dict[str, float]] = {}
     for (name, labels), value in snapshot.values.items():
         if name == "prism_replicas" and _is_about(labels, models):
             about = dict(labels)
             version = about.get("version", "")
             label = version if len(models) < 2 else f"{about.get('model', '')}:{version}"
+            found = by_gateway.setdefault(about.get("gateway", ""), {})
             found[label] = found.get(label, 0.0) + value
-    return found
+    versions = {version for found in by_gateway.values() for version in found}
+    return {version: max(found.get(version, 0.0) for found in by_gateway.values()) for version in versions}
 
 
 def _is_about(labels: Labels, models: frozenset[str]) -> bool:

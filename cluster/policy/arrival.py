@@ -7,27 +7,36 @@ is lost, while one that was admitted wrongly is refused by the replica, which kn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.errors import DeadlineExceeded
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """`run_s`: predicted seconds for a batch of n rows, 0 where nothing was measured; `max_rows`: of one batch."""
+    """How long one version's work takes.
+
+    Attributes:
+        max_rows: Of one batch.
+        run_s: Predicted seconds for a batch of n rows; 0 where nothing was measured.
+        full_s: Seconds of a full batch.
+        row_s: Seconds a row takes at worst, in whatever batch; for a quick bound from above.
+    """
 
     max_rows: int
     run_s: Callable[[int], float]
+    full_s: float = field(init=False)
+    row_s: float = field(init=False)
 
-    @property
-    def row_s(self) -> float:
-        """Seconds a row takes at worst, in whatever batch; for a quick bound from above."""
-        return max(self.run_s(1), self.run_s(self.max_rows) / self.max_rows)
+    def __post_init__(self) -> None:
+        full_s = self.run_s(self.max_rows)
+        object.__setattr__(self, "full_s", full_s)
+        object.__setattr__(self, "row_s", max(self.run_s(1), full_s / self.max_rows))
 
     def work_s(self, rows: int) -> float:
         """Seconds one replica computes `rows` rows in, in batches as full as they can be."""
         full, rest = divmod(rows, self.max_rows)
-        return full * self.run_s(self.max_rows) + (self.run_s(rest) if rest else 0.0)
+        return full * self.full_s + (self.run_s(rest) if rest else 0.0)
 
     def needs_s(self, busy_s: Sequence[float], rows_ahead: int, rows: int) -> float:
         """Seconds until a request of `rows` rows is answered, at best.
@@ -39,7 +48,7 @@ class Arrivals:
         # The last, partial batch ahead may have room for this request, so only full ones go before it; and all replicas
         # but the one that takes it may still be busy with one of those.
         before = max(0, rows_ahead // self.max_rows - (len(busy_s) - 1))
-        return _free_after_s(busy_s, before * self.run_s(self.max_rows)) + self.run_s(rows)
+        return _free_after_s(busy_s, before * self.full_s) + self.run_s(rows)
 
 
 def too_late(left_s: float, needs_s: float) -> DeadlineExceeded:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from cluster.settings import Settings
 from cluster.store import VersionStore
+from deployments.exposition import exposition
 from deployments.gateway.answers import HANDLERS, is_draining, json_response
 from deployments.gateway.control import ControlEndpoints
 from deployments.gateway.dispatch import Dispatcher
@@ -20,7 +21,9 @@ from deployments.gateway.inference import role_of
 from deployments.gateway.models import ModelEndpoints
 from deployments.gateway.openapi import openapi
 from deployments.gateway.overview import overview
+from deployments.gateway.siblings import Siblings
 from deployments.metrics import Metrics
+from deployments.readings import REPLICAS, WAITING_ROWS
 
 _PAGE = {
     "": ("index.html", "text/html"),
@@ -35,9 +38,18 @@ _PAGE_HEADERS = {
 
 
 def build_app(
-    dispatcher: Dispatcher, metrics: Metrics, settings: Settings, store: VersionStore, admin_token: str
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    settings: Settings,
+    store: VersionStore,
+    admin_token: str,
+    siblings: Siblings | None = None,
 ) -> Starlette:
-    """The application. `HttpServer` says in each request's `state` whether the gateway drains."""
+    """The application. `HttpServer` says in each request's `state` whether the gateway drains.
+
+    `siblings` has the node's other gateways; without them, numbers are this process's only.
+    """
+    node = siblings if siblings is not None else Siblings(metrics)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("draining", 503) if is_draining(request) else PlainTextResponse("success")
@@ -46,20 +58,22 @@ def build_app(
         return json_response({"/": "prism"})
 
     async def scrape(request: Request) -> Response:
-        return Response(metrics.scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        about = {name: about for name, (about, _) in metrics.gauges.items()}
+        return Response(exposition(await node.read(), about), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def no_icon(request: Request) -> Response:
         return Response(status_code=204, headers={"cache-control": "max-age=86400"})
 
     async def glance(request: Request) -> Response:
-        return json_response(overview(dispatcher, metrics, is_draining(request)), headers={"cache-control": "no-store"})
+        seen = overview(dispatcher, await node.read(), is_draining(request))
+        return json_response(seen, headers={"cache-control": "no-store"})
 
     async def describe(request: Request) -> Response:
         return json_response(openapi())
 
     app = Starlette(
         routes=[
-            *ModelEndpoints(dispatcher, metrics).routes(),
+            *ModelEndpoints(dispatcher, node).routes(),
             Route("/metrics", scrape),
             Route("/-/healthz", healthz),
             Route("/-/routes", proxy_routes),
@@ -92,12 +106,12 @@ def _gauges(dispatcher: Dispatcher, metrics: Metrics) -> None:
         return role_of(dispatcher.document(model), version) if model in dispatcher.models() else ""
 
     metrics.gauge(
-        "prism_queue_rows",
+        WAITING_ROWS,
         "Rows that wait in this gateway for a replica",
         lambda: [(m, v, role(m, v), arm.waiting_rows) for (m, v), arm in dispatcher.arms().items()],
     )
     metrics.gauge(
-        "prism_replicas",
+        REPLICAS,
         "Replicas that take work from this gateway",
         lambda: [(m, v, role(m, v), arm.connected) for (m, v), arm in dispatcher.arms().items()],
     )

@@ -27,6 +27,7 @@ from deployments.gateway.app import build_app
 from deployments.gateway.listener import HttpServer
 from deployments.gateway.membership import MEMBERSHIP, Addresses
 from deployments.gateway.routes import RoutingTable
+from deployments.gateway.siblings import Siblings
 from deployments.memory import freeze_start_up, keep_freed_memory
 from deployments.metrics import Metrics
 from deployments.wire.client import VersionClient
@@ -60,7 +61,9 @@ class Gateway:
         await asyncio.to_thread(self._read)
         self._table.apply(self._follower.documents)
         self._table.know(self._statuses)
-        app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token)
+        self._siblings = Siblings(self._metrics, Path(boot.run_dir), self._node)
+        await self._siblings.listen()
+        app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token, self._siblings)
         sock = await asyncio.to_thread(open_door, boot.door, 10.0)
         self._server = HttpServer(sock, self._table, app, boot.settings, self._metrics)
         await self._server.start()
@@ -169,4 +172,5 @@ class Gateway:
             self._task.cancel()
             await server.drain(self._boot.settings.gateway.max_deadline_s)
             await server.stop()
+            self._siblings.close()
             self._table.close()

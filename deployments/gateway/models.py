@@ -14,9 +14,10 @@ from cluster.errors import InvalidRequest, ModelNotFound, ModelNotReady, Serving
 from cluster.names import Target, check_label, check_model, check_version
 from deployments.gateway.answers import is_draining, json_response
 from deployments.gateway.dispatch import Dispatcher
-from deployments.metrics import Metrics
+from deployments.gateway.siblings import Siblings
 from deployments.oip import metadata
 from deployments.oip.header import complaint
+from deployments.readings import NodeReading
 
 
 class _IndexRequest(msgspec.Struct):
@@ -24,11 +25,11 @@ class _IndexRequest(msgspec.Struct):
 
 
 class ModelEndpoints:
-    """Answered from the routing table and the metric cells."""
+    """Answered from the routing table and what the node's gateways have counted."""
 
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(self, dispatcher: Dispatcher, node: Siblings) -> None:
         self._dispatcher = dispatcher
-        self._metrics = metrics
+        self._node = node
 
     def routes(self) -> list[Route]:
         found = [
@@ -78,11 +79,13 @@ class ModelEndpoints:
         return json_response(metadata.model_config(document, record))
 
     async def statistics(self, request: Request) -> Response:
-        if "model" not in request.path_params:
-            names = self._dispatcher.models()
-            found = [entry for name in names for entry in self._statistics(self._dispatcher.document(name), None)]
+        wanted: list[tuple[ModelDocument, str | None]]
+        if "model" in request.path_params:
+            wanted = [self._addressed(request)]
         else:
-            found = self._statistics(*self._addressed(request))
+            wanted = [(self._dispatcher.document(name), None) for name in self._dispatcher.models()]
+        seen = await self._node.read()
+        found = [entry for document, version in wanted for entry in _statistics(seen, document, version)]
         return json_response({"model_stats": found})
 
     async def index(self, request: Request) -> Response:
@@ -101,12 +104,6 @@ class ModelEndpoints:
 
     async def infer(self, request: Request) -> Response:
         raise ModelNotReady("inference is answered by the gateway's own protocol, which this server does not run")
-
-    def _statistics(self, document: ModelDocument, version: str | None) -> list[dict[str, Any]]:
-        cells = self._metrics.of_model(document.name, version)
-        for each in [version] if version is not None else metadata.deployed(document):
-            cells.setdefault(each, [])
-        return metadata.model_statistics(document.name, cells)
 
     def _addressed(self, request: Request) -> tuple[ModelDocument, str | None]:
         """The model and the version in the URL, or None for the model as a whole. Raises: ServingError."""
@@ -136,3 +133,10 @@ class ModelEndpoints:
             return self._dispatcher.arm(model, version).ready
         except ServingError:
             return False
+
+
+def _statistics(seen: NodeReading, document: ModelDocument, version: str | None) -> list[dict[str, Any]]:
+    cells = seen.of_model(document.name, version)
+    for each in [version] if version is not None else metadata.deployed(document):
+        cells.setdefault(each, [])
+    return metadata.model_statistics(document.name, cells)

@@ -155,7 +155,7 @@ class WireServer:
     async def _bind(self) -> None:
         loop = asyncio.get_running_loop()
         if self.settings.unix_path:
-            sock = _bind_unix(self.settings.unix_path)
+            sock = bind_unix(self.settings.unix_path)
             self._servers.append(await loop.create_unix_server(self._session, sock=sock))
         if self.settings.tcp_host:
             server = await loop.create_server(self._session, host=self.settings.tcp_host, port=0)
@@ -333,7 +333,7 @@ class _Session:
         self.backlog_at_s = time.monotonic() if now_s is None else now_s
 
 
-def _bind_unix(path: str) -> socket.socket:
+def bind_unix(path: str) -> socket.socket:
     """A bound socket that only its owner can connect to; a dead process's socket file is replaced.
 
     Raises: OSError, also if somebody listens there.

@@ -1,14 +1,15 @@
 "use strict";
 
 // The server sends counters that only grow. What is shown is the difference between the newest reading and the oldest
-// one of the last WINDOW_S seconds, for each gateway process that has answered, added up.
+// one of the last WINDOW_S seconds, for each group of gateway processes that has answered, added up. A node's gateways
+// answer as a group; when one of them is replaced, the counters of the group begin anew.
 
 const POLL_MS = 1000;
 const WINDOW_S = 8;
 const TRAIL = 90; // points of the line of requests per second
 const COLOURS = 6;
 
-const readings = new Map(); // gateway -> readings, oldest first
+const readings = new Map(); // names of gateways -> readings, oldest first
 const trails = new Map(); // model -> requests per second
 const cards = new Map(); // model -> its elements
 const byId = (id) => document.getElementById(id);
@@ -31,6 +32,10 @@ function remember(reading) {
   kept.push(reading);
   while (kept.length > 2 && reading.at_s - kept[1].at_s >= WINDOW_S) kept.shift();
   readings.set(reading.gateway, kept);
+  const members = new Set(reading.gateway.split(","));
+  for (const gateway of [...readings.keys()]) {
+    if (gateway !== reading.gateway && gateway.split(",").some((name) => members.has(name))) readings.delete(gateway);
+  }
   for (const [gateway, list] of readings) {
     if (reading.at_s - list[list.length - 1].at_s > 2 * WINDOW_S) readings.delete(gateway);
   }

@@ -204,8 +204,8 @@ async def test_metrics_are_prometheus_text(running: Running) -> None:
     await running.triton(lambda client: client.infer("m", [rows(1)]))
     status, text, headers = await running.call("GET", "/metrics")
     assert status == 200 and headers["content-type"].startswith("text/plain; version=")
-    assert b'prism_requests_total{arm="stable",model="m",status="200",version="1"} 1.0' in text
-    assert b'prism_replicas{arm="canary",model="m",version="2"} 1.0' in text
+    assert b'prism_requests_total{arm="stable",gateway="g1",model="m",status="200",version="1"} 1.0' in text
+    assert b'prism_replicas{arm="canary",gateway="g1",model="m",version="2"} 1.0' in text
     assert b'prism_gateway_info{gateway="g1"} 1.0' in text
 
 
