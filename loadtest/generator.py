@@ -233,7 +233,7 @@ class PlanShape(LoadTestShape):  # type: ignore[misc]
     def tick(self) -> tuple[int, float] | None:
         state = _states.get(id(self.runner))
         abandoned = self.parent and os.getppid() != self.parent
-        if self.failed or abandoned or (state is not None and state.done >= state.workers):
+        if self.failed or abandoned or (state is not None and state.over(_lost(self.runner))):
             return None
         workers = max(_worker_count(self.runner), 1)
         users = workers if self.plan is None or self.plan.loop == "open" else max(self.plan.users, workers)
@@ -246,7 +246,13 @@ class _Progress:
 
     workers: int
     ready: set[str] = field(default_factory=set)
-    done: int = 0
+    done: set[str] = field(default_factory=set)
+
+    def over(self, lost: set[str]) -> bool:
+        """Whether every process is done or lost; or one was lost while the others wait for it to begin."""
+        if len(self.ready) < self.workers:
+            return bool(lost)
+        return self.ready <= self.done | lost
 
 
 _states: dict[int, _Progress] = {}
@@ -267,6 +273,7 @@ def prepare(environment: Environment, make_plan: Callable[[], Plan], folder: Pat
     if isinstance(runner, WorkerRunner):
         runner.send_message(READY)
     else:
+        _states[id(runner)].ready.add(runner.client_id)
         # The user opens its connections before time 0.
         session.share.set(Share(0, 1, time.perf_counter() + LEAD_S))
 
@@ -308,7 +315,9 @@ def connect(environment: Environment, parent: int = 0) -> None:
             PlanUser.session.share.set(Share(msg.data["index"], msg.data["of"], start_s))
 
     def on_done(environment: Environment, msg: Any, **_: Any) -> None:
-        _states[id(runner)].done += 1
+        state = _states.get(id(runner))
+        if state is not None:
+            state.done.add(msg.node_id)
 
     def on_failed(environment: Environment, msg: Any, **_: Any) -> None:
         log.error("a worker could not prepare the run")
@@ -347,9 +356,18 @@ def _interrupts(environment: Environment) -> None:
 def _say_done(environment: Environment) -> None:
     runner = environment.runner
     if isinstance(runner, LocalRunner):
-        _states[id(runner)].done += 1
+        _states[id(runner)].done.add(runner.client_id)
     else:
         runner.send_message(DONE)
+
+
+def _lost(runner: Any) -> set[str]:
+    """Workers that have not been heard of for long, or have left."""
+    if not isinstance(runner, MasterRunner):
+        return set()
+    state = _states[id(runner)]
+    silent = {client.id for client in runner.clients.missing}
+    return silent | (state.ready - {client.id for client in runner.clients.all})
 
 
 def _worker_count(runner: Any) -> int:

@@ -13,6 +13,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+import locust.runners
 import locust.stats
 from locust import events
 from locust.env import Environment
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 # Locust rounds latencies to two digits, and below 100 ms to whole milliseconds. Four digits keep its tables useful;
 # Prism's own figures come from the samples and are not rounded at all.
 locust.stats.bucket_response_time = lambda ms: float(f"{ms:.4g}")
+
+# Seconds without a word from a worker until it is given up. After Locust's three a busy machine ends a run that nothing
+# is wrong with: a worker that unpacks a long plan says nothing meanwhile.
+locust.runners.HEARTBEAT_LIVENESS = 20
 
 
 def add_options(parser: ArgumentParser, **_: Any) -> None:

@@ -187,7 +187,9 @@ def locust(host, folder, *arguments):
 
 def test_processes_of_plain_locust_send_each_arrival_of_the_schedule_exactly_once(tmp_path):
     file = tmp_path / "short.yaml"
-    file.write_text("rate: 80\nwarmup_s: 0\nphases: [{name: only, duration_s: 4}]\ntargets: [{model: m}]\n")
+    file.write_text(
+        "rate: 80\nwarmup_s: 0\nobjective: p99<1s\nphases: [{name: only, duration_s: 4}]\ntargets: [{model: m}]\n"
+    )
     with server() as host, locust(host, tmp_path, "--scenario", str(file), "--processes", "2") as process:
         printed, _ = process.communicate(timeout=90)
     assert process.returncode == 0, printed
