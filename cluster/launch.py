@@ -14,7 +14,7 @@ from dataclasses import asdict
 from cluster import procs, ray_head
 from cluster.errors import OperatorError
 from cluster.home import Home, SupervisorState
-from cluster.join import JoinDocument
+from cluster.join import JoinDocument, check_reachable
 from cluster.settings import Boot, Settings
 
 _STEP_S = 0.05
@@ -60,7 +60,8 @@ def bring_up(
 
 
 def join_up(home: Home, settings: Settings, document: JoinDocument, say: Callable[[str], None]) -> Boot:
-    """`bring_up` for a node that joins the cluster of `document`, which is kept in the home."""
+    """`bring_up` for a node that joins the cluster of `document`, which is kept in the home once the head answers."""
+    check_reachable(document)
     home.prepare()
     document.write(home.join_file)
     return bring_up(home, settings, say, (*SUPERVISOR, "--join", str(home.join_file)))

@@ -21,27 +21,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from cluster import procs, ray_head
 from cluster.door import Door, bind
-from cluster.drain import DrainWatch
 from cluster.errors import OperatorError, ServingError
 from cluster.home import Home, Phase, SupervisorState
-from cluster.join import JoinDocument, check_reachable, check_shared, joinable
+from cluster.join import JoinDocument, joinable
+from cluster.parts import Parts, StoreServer, parts_for, parts_to_join
 from cluster.probe import http_url
 from cluster.procs import Identity
-from cluster.ray_head import RayNode
 from cluster.settings import Boot, Settings, read_settings
 from cluster.store.url import redacted
 
 log = logging.getLogger("prism.supervisor")
 
-RAY_START_S = 120.0
 BOOTSTRAP_S = 180.0
 STORE_START_S = 60.0
 GRACE_S = 8.0
@@ -49,35 +47,6 @@ _WATCH_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_S = 60.0  # a head that ran for so long starts again at once
 _LOG_BYTES = 4 << 20
-
-
-class StoreServer(Protocol):
-    """The embedded store, as the supervisor sees it: `cluster.store.embedded.EmbeddedServer`."""
-
-    def url(self) -> str: ...
-
-    def start(self, env: Mapping[str, str] | None = None, *, may_move: bool = False) -> subprocess.Popen[bytes]: ...
-
-    def wait_ready(self, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None: ...
-
-
-StartRay = Callable[[Mapping[str, str], IO[bytes], int], RayNode]
-"""From the environment, where its output goes, and the port of the door."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What is supervised: an embedded store or the URL of another one, Ray, and the command that fills it.
-
-    `bootstrap` is run with `--boot FILE` added; it exits 0 once the gateway answers, else with a line on stderr.
-    `artifacts_url` is where published artifacts are. `watch` says whether a node that has joined was drained.
-    """
-
-    store: StoreServer | str
-    start_ray: StartRay
-    bootstrap: tuple[str, ...]
-    artifacts_url: str = ""
-    watch: DrainWatch | None = None
 
 
 def pause_s(failures: int) -> float:
@@ -152,7 +121,11 @@ class Supervisor:
             self._start_store(self._parts.store, may_move=True)
             self._report("starting", "store ready")
         self._bring_up(port)
-        self._report("ready", f"gateway answers on {http_url(self._settings.http.host, port)}")
+        url = http_url(self._settings.http.host, port)
+        waits = self._parts.watch is not None and not self._settings.ray.idle_gateway
+        self._report(
+            "ready", f"a gateway will answer on {url} once replicas run here" if waits else f"gateway answers on {url}"
+        )
         failures, started_s = 0, time.monotonic()
         while True:
             self._wait(_WATCH_S)
@@ -324,49 +297,6 @@ class Supervisor:
 
 class _Stopped(Exception):
     """Asked to stop."""
-
-
-def parts_for(home: Home, settings: Settings) -> Parts:
-    """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
-    answer, or could not be reached by the nodes that join."""
-    from cluster.store.embedded import EmbeddedServer
-    from cluster.store.redis import RedisStore
-
-    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
-        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
-
-    store: StoreServer | str = settings.store.url or os.environ.get("REDIS_URL", "")
-    if isinstance(store, str) and store:
-        check_shared(settings.ray.node_ip, store)
-        outside = RedisStore(store, timeout_s=2.0)
-        try:
-            outside.epoch()
-        finally:
-            outside.close()
-    else:
-        store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server, host=settings.ray.node_ip)
-    return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"))
-
-
-def parts_to_join(home: Home, settings: Settings, document: JoinDocument) -> Parts:
-    """The real parts of a node that joins, none of them started. Raises: OperatorError if it could not work here."""
-    from cluster.store.redis import RedisStore
-
-    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
-        check_reachable(document)  # Ray itself would try for long, and say little
-        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S, join=document.address)
-
-    check_reachable(document)
-    document.keep_secrets(home)
-    store = RedisStore(document.store_url, timeout_s=2.0)
-    store.epoch()
-    return Parts(
-        store=document.store_url,
-        start_ray=start_ray,
-        bootstrap=(sys.executable, "-m", "cluster.probe"),
-        artifacts_url=document.artifacts_url,
-        watch=DrainWatch(store.nodes),
-    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from cluster import ray_head
 from cluster.errors import ServingError
 from cluster.home import Home
+from cluster.parts import Parts
 from cluster.settings import read_settings
 from cluster.store.embedded import EmbeddedServer
-from cluster.supervisor import Parts, Supervisor
+from cluster.supervisor import Supervisor
 
 HEAD = """
 import os, subprocess, sys, time

@@ -1,0 +1,91 @@
+"""What a supervisor supervises: the parts of a head, and those of a node that joins one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from cluster import ray_head
+from cluster.drain import DrainWatch
+from cluster.home import Home
+from cluster.join import JoinDocument, check_reachable, check_shared
+from cluster.ray_head import RayNode
+from cluster.settings import Settings
+
+RAY_START_S = 120.0
+
+
+class StoreServer(Protocol):
+    """The embedded store, as the supervisor sees it: `cluster.store.embedded.EmbeddedServer`."""
+
+    def url(self) -> str: ...
+
+    def start(self, env: Mapping[str, str] | None = None, *, may_move: bool = False) -> subprocess.Popen[bytes]: ...
+
+    def wait_ready(self, process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None: ...
+
+
+StartRay = Callable[[Mapping[str, str], IO[bytes], int], RayNode]
+"""From the environment, where its output goes, and the port of the door."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is supervised: an embedded store or the URL of another one, Ray, and the command that fills it.
+
+    `bootstrap` is run with `--boot FILE` added; it exits 0 once the gateway answers, else with a line on stderr.
+    `artifacts_url` is where published artifacts are. `watch` says whether a node that has joined was drained.
+    """
+
+    store: StoreServer | str
+    start_ray: StartRay
+    bootstrap: tuple[str, ...]
+    artifacts_url: str = ""
+    watch: DrainWatch | None = None
+
+
+def parts_for(home: Home, settings: Settings) -> Parts:
+    """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
+    answer, or could not be reached by the nodes that join."""
+    from cluster.store.embedded import EmbeddedServer
+    from cluster.store.redis import RedisStore
+
+    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
+        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
+
+    store: StoreServer | str = settings.store.url or os.environ.get("REDIS_URL", "")
+    if isinstance(store, str) and store:
+        check_shared(settings.ray.node_ip, store)
+        outside = RedisStore(store, timeout_s=2.0)
+        try:
+            outside.epoch()
+        finally:
+            outside.close()
+    else:
+        store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server, host=settings.ray.node_ip)
+    return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"))
+
+
+def parts_to_join(home: Home, settings: Settings, document: JoinDocument) -> Parts:
+    """The real parts of a node that joins, none of them started. Raises: OperatorError if it could not work here."""
+    from cluster.store.redis import RedisStore
+
+    def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
+        check_reachable(document)  # Ray itself would try for long, and say little
+        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S, join=document.address)
+
+    check_reachable(document)
+    document.keep_secrets(home)
+    store = RedisStore(document.store_url, timeout_s=2.0)
+    store.epoch()
+    return Parts(
+        store=document.store_url,
+        start_ray=start_ray,
+        bootstrap=(sys.executable, "-m", "cluster.probe"),
+        artifacts_url=document.artifacts_url,
+        watch=DrainWatch(store.nodes),
+    )
