@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cluster.costs import CostCurve
 from cluster.documents import DeploySettings, VersionRecord
+from cluster.policy.arrival import Arrivals
 from cluster.policy.batch import BatchPolicy, Waiting
 from cluster.tensors import ANY, Signature, TensorSpec
 from loadtest.bench.answers import headers_of
@@ -67,7 +68,7 @@ def _run_s(call: Callable[[], object], count: int) -> float:
 
 def calls() -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    return {**_codec_calls(), **_wire_calls(), **_policy_calls(), **_gateway_calls()}
+    return {**_codec_calls(), **_wire_calls(), **_hop_calls(), **_policy_calls(), **_gateway_calls()}
 
 
 def show(timings: list[Timing], console: Console) -> None:
@@ -161,13 +162,26 @@ def _decode_infer(frame: Any, signature: Signature) -> object:
     return decode_infer(decode_meta(frame, Infer), frame.payload, signature, 0.0)
 
 
+def _hop_calls() -> dict[str, Callable[[], object]]:
+    from loadtest.bench.hop import BODY_BYTES, Hop
+
+    hop = Hop()
+    return {
+        f"hop: {_size(BODY_BYTES)} through the socket": hop.through_socket,
+        f"hop: {_size(BODY_BYTES)} through shared memory": hop.through_memory,
+    }
+
+
 def _policy_calls() -> dict[str, Callable[[], object]]:
     policy = BatchPolicy(64, costs=COSTS)
     queues = {waiting: [Waiting(i, 1, 0.0, 30.0, 0, ((64,),)) for i in range(waiting)] for waiting in (1, 64, 1024)}
     found: dict[str, Callable[[], object]] = {
         f"policy: decide, {waiting} waiting": partial(policy.decide, queue, 0.1) for waiting, queue in queues.items()
     }
+    two = [Waiting(i, 1, 0.0, 30.0, 0, ((64,),), i % 2) for i in range(4)]
+    found["policy: decide, 4 of 2 sources waiting"] = partial(policy.decide, two, 0.1)
     found["policy: predict"] = partial(policy.predict_s, 100, 1)
+    found["policy: in time at all, 2 replicas"] = partial(Arrivals(64, COSTS.run_s).needs_s, [0.001, 0.002], 100, 1)
     return found
 
 
