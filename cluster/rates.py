@@ -18,7 +18,7 @@ Version = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One gateway's counters at a moment (Unix time). `counts` is by version, as `/api/v1/overview` has it.
+    """Counters of one gateway, or of all on a node, at a moment (Unix time), by version as `/api/v1/overview` has them.
 
     `bounds_s` are the upper bounds of `request_buckets`, which have one entry more.
     """
@@ -36,7 +36,8 @@ class Reading:
             for model in overview["models"]
             for version in model["versions"]
         }
-        return cls(overview["gateway"], overview["at_s"], tuple(overview["bounds_s"]), counts)
+        gateways = ",".join(overview.get("gateways") or [overview["gateway"]])
+        return cls(gateways, overview["at_s"], tuple(overview["bounds_s"]), counts)
 
 
 @dataclass(frozen=True, slots=True)

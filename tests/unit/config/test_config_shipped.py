@@ -1,0 +1,298 @@
+"""The configuration that ships, held against the schemas of what reads it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from string import Template
+
+import click
+import jsonschema
+import msgspec
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import validate_config
+
+from cluster import __version__
+from cluster.cli.main import cli
+from cluster.join import JoinDocument
+from cluster.settings import Settings, read_settings, settings_from
+
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "config"
+SCHEMA = json.loads((ROOT / "tests/data/raycluster.schema.json").read_text())
+DOCUMENTS = list(yaml.safe_load_all((CONFIG / "kubernetes/prism.yaml").read_text()))
+
+
+def one(kind):
+    (found,) = (document for document in DOCUMENTS if document["kind"] == kind)
+    return found
+
+
+def pods():
+    """Group name -> its pod template."""
+    spec = one("RayCluster")["spec"]
+    return {
+        "head": spec["headGroupSpec"]["template"],
+        **{group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]},
+    }
+
+
+def container(group):
+    return pods()[group]["spec"]["containers"][0]
+
+
+def parsed(line):
+    """The command and options of a `prism ...` line, as the command itself would take them."""
+    words = shlex.split(line)
+    words = words[next(i for i, word in enumerate(words) if Path(word).name == "prism") + 1 :]
+    command = cli.get_command(click.Context(cli), words[0])
+    assert command is not None, line
+    options, _, _ = command.make_parser(click.Context(command)).parse_args(words[1:])
+    return words[0], options
+
+
+def prism_lines(text):
+    return [line for part in text.splitlines() for line in part.split("&&") if re.search(r"(^|[/ ])prism \w", line)]
+
+
+# Kubernetes' own objects, as far as they are used here; a field that is not there is refused.
+class Plain(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class Metadata(Plain):
+    name: str
+    annotations: dict[str, str] = {}
+
+
+class Object(Plain):
+    apiVersion: str
+    kind: str
+    metadata: Metadata
+
+
+class ConfigMap(Object):
+    data: dict[str, str]
+
+
+class Secret(Object):
+    type: str
+    stringData: dict[str, str]
+
+
+class Port(Plain):
+    name: str
+    port: int
+    targetPort: int | str
+
+
+class ServiceSpec(Plain):
+    selector: dict[str, str]
+    ports: list[Port]
+
+
+class Service(Object):
+    spec: ServiceSpec
+
+
+class BackendPort(Plain):
+    name: str
+
+
+class BackendService(Plain):
+    name: str
+    port: BackendPort
+
+
+class Backend(Plain):
+    service: BackendService
+
+
+class Route(Plain):
+    path: str
+    pathType: str
+    backend: Backend
+
+
+class Http(Plain):
+    paths: list[Route]
+
+
+class Rule(Plain):
+    host: str
+    http: Http
+
+
+class IngressSpec(Plain):
+    rules: list[Rule]
+
+
+class Ingress(Object):
+    spec: IngressSpec
+
+
+class Selector(Plain):
+    matchLabels: dict[str, str]
+
+
+class BudgetSpec(Plain):
+    maxUnavailable: int
+    selector: Selector
+
+
+class PodDisruptionBudget(Object):
+    spec: BudgetSpec
+
+
+KINDS = {"ConfigMap": ConfigMap, "Service": Service, "Ingress": Ingress, "PodDisruptionBudget": PodDisruptionBudget}
+
+
+def test_the_ray_cluster_is_one_that_kuberay_accepts():
+    jsonschema.validate(one("RayCluster"), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda spec: spec.update(headGroupSpecs={}),
+        lambda spec: spec["autoscalerOptions"].update(idleTimeoutSeconds="soon"),
+        lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"].update(volume=[]),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(readyProbe={}),
+    ],
+)
+def test_the_schema_refuses_what_kuberay_would_refuse(spoil):
+    cluster = json.loads(json.dumps(one("RayCluster")))
+    spoil(cluster["spec"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster, SCHEMA)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_other_object_is_well_formed(kind):
+    msgspec.convert(one(kind), KINDS[kind])
+
+
+def test_the_settings_of_every_pod_are_accepted_and_are_the_ones_it_reads():
+    files = one("ConfigMap")["data"]
+    for text in files.values():
+        settings_from(yaml.safe_load(text))
+    for group in pods():
+        (up,) = (parsed(line) for line in prism_lines(container(group)["args"][0]))
+        name, options = up
+        file = Template(options["config"]).substitute(GROUP=group)
+        assert name == "up" and options["block"] and file.removeprefix("/etc/prism/settings/") in files
+        assert options["node_ip"] == "$POD_IP"
+
+
+def test_a_worker_joins_with_the_file_that_the_secret_holds():
+    secret = yaml.safe_load(filled(CONFIG / "kubernetes/secrets.yaml"))
+    msgspec.convert(secret, Secret)
+    document = msgspec.json.decode(secret["stringData"]["join.json"], type=JoinDocument, strict=True)
+    head = settings_from(yaml.safe_load(one("ConfigMap")["data"]["head.yaml"]))
+    assert document.prism == __version__
+    assert document.address == f"{one('RayCluster')['metadata']['name']}-head-svc:{head.ray.port}"
+    assert document.ray_token == secret["stringData"]["auth_token"] == "ray"
+    assert (document.admin_token, document.wire_secret) == ("admin", "wire")
+    assert document.store_url == secret["stringData"]["store-url"]
+    assert document.artifacts_url == head.artifacts.url
+    assert one("RayCluster")["spec"]["authOptions"]["secretName"] == secret["metadata"]["name"]
+
+
+def filled(file):
+    return Template(file.read_text()).substitute(
+        RAY_TOKEN="ray",
+        ADMIN_TOKEN="admin",
+        WIRE_SECRET="wire",
+        STORE_URL="redis://:x@redis:6379/0",
+        ARTIFACTS_URL="s3://my-bucket/prism",
+    )
+
+
+@pytest.mark.parametrize("group", ["head", "cpu", "gpu"])
+def test_a_pod_is_ready_exactly_while_its_gateway_is_healthy(group):
+    gateway = container(group)
+    http = next(port["containerPort"] for port in gateway["ports"] if port["name"] == "http")
+    file = "head.yaml" if group == "head" else f"{group}.yaml"
+    settings = settings_from(yaml.safe_load(one("ConfigMap")["data"][file]))
+    assert gateway["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": http}
+    assert settings.http.port == http and settings.http.host == "0.0.0.0"
+    assert (
+        "livenessProbe" in gateway
+    )  # else KubeRay puts one of its own there, which asks an agent Prism has no port for
+
+
+def test_a_worker_is_drained_before_it_ends_and_has_the_time_for_it():
+    for group in ("cpu", "gpu"):
+        pod = pods()[group]["spec"]
+        before_it_ends = container(group)["lifecycle"]["preStop"]["exec"]["command"][-1]
+        ((name, options),) = (parsed(line) for line in prism_lines(before_it_ends))
+        longest_s = Settings().gateway.max_deadline_s
+        assert name == "drain"
+        assert longest_s < float(options["timeout_s"]) < pod["terminationGracePeriodSeconds"]
+
+
+def test_every_volume_that_is_mounted_is_there_and_the_selectors_find_the_pods():
+    labels = one("Service")["spec"]["selector"]
+    assert labels == one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
+    for group, pod in pods().items():
+        assert labels.items() <= pod["metadata"]["labels"].items()
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+        assert {mount["name"] for mount in container(group)["volumeMounts"]} <= volumes
+
+
+def test_groups_are_labelled_for_ray_as_they_are_for_kuberays_autoscaler():
+    for group in one("RayCluster")["spec"]["workerGroupSpecs"]:
+        settings = settings_from(yaml.safe_load(one("ConfigMap")["data"][f"{group['groupName']}.yaml"]))
+        assert settings.ray.labels == group["labels"]
+        assert not settings.ray.idle_gateway  # an idle gateway would keep the node from being taken away
+
+
+def test_the_gpu_group_asks_for_gpus_and_the_others_do_not():
+    limits = {group: container(group)["resources"]["limits"] for group in pods()}
+    assert {group for group, limit in limits.items() if limit.get("nvidia.com/gpu")} == {"gpu"}
+
+
+def test_versions_are_those_of_this_prism_and_its_ray():
+    assert one("RayCluster")["spec"]["rayVersion"] == ray.__version__
+    for group in pods():
+        assert container(group)["image"].split(":")[1].removesuffix("-gpu") == __version__
+    for file in (CONFIG / "ray").glob("*.yaml"):
+        assert set(re.findall(r"prism-serving(?:\[\w+\])?==([\d.]+)", file.read_text())) <= {__version__}
+
+
+LAUNCHERS = ("aws", "gcp")
+
+
+@pytest.mark.parametrize("cloud", LAUNCHERS)
+def test_the_launchers_file_is_one_that_ray_accepts(cloud):
+    cluster = yaml.safe_load((CONFIG / f"ray/{cloud}.yaml").read_text())
+    assert cluster["provider"]["type"] == cloud
+    validate_config({**cluster, "cluster_synced_files": []})
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config({**cluster, "cluster_synced_files": [], "worker_nodes_of_mine": {}})
+
+
+@pytest.mark.parametrize("cloud", LAUNCHERS)
+def test_the_launchers_commands_are_ones_that_prism_understands(cloud):
+    cluster = yaml.safe_load((CONFIG / f"ray/{cloud}.yaml").read_text())
+    lines = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+    commands = [parsed(line) for line in lines if re.search(r"/prism \w", line)]
+    assert [name for name, _ in commands] == ["down", "up", "down", "up"]
+    head, worker = commands[1][1], commands[3][1]
+    head_settings = read_settings(CONFIG / "ray" / Path(head["config"]).name)
+    worker_settings = read_settings(CONFIG / "ray" / Path(worker["config"]).name)
+    assert worker["address"] == f"$RAY_HEAD_IP:{head_settings.ray.port}"
+    assert head_settings.ray.autoscaling_config and not worker_settings.ray.idle_gateway
+
+
+def test_prometheus_scrapes_the_gateways_own_path():
+    config = yaml.safe_load((CONFIG / "prometheus/prometheus.yaml").read_text())
+    known = {"job_name", "metrics_path", "static_configs", "kubernetes_sd_configs", "relabel_configs"}
+    for job in config["scrape_configs"]:
+        assert set(job) <= known and job.get("metrics_path", "/metrics") == "/metrics"
+    (pod_job,) = (job for job in config["scrape_configs"] if "kubernetes_sd_configs" in job)
+    label, value = next(iter(one("Service")["spec"]["selector"].items()))
+    source = "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
+    assert {"source_labels": [source], "regex": value, "action": "keep"} in pod_job["relabel_configs"]
