@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
 from cluster.artifact import Artifact, hash_files, sha256_of
-from cluster.errors import InvalidRequest, OperatorError
+from cluster.errors import ConversionFailed, InvalidRequest, OperatorError
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format
 from converters.metrics import parse_metric
@@ -53,45 +54,110 @@ def convert(
         ConversionFailed: The model cannot be converted, or its answers are not the source's. Nothing is left at `out`.
     """
     options = options or Options()
+    wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
+    start = source_format(source)
+    ways = {target: way(start, target) for target in wanted}
+    _check(options, ways)
+    with workplace(out) as work:
+        _convert(source, start, ways, work, options, say, failures=None)
+        return _place(work, out, wanted)
+
+
+def convert_what_works(
+    source: Path, out: Path, targets: Sequence[str], options: Options, say: Say = silent
+) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """As `convert`, but a target that cannot be made, or is not near enough, does not stop the others.
+
+    Returns:
+        Artifacts by target, below `out`; and why each of the other targets failed.
+
+    Raises: as `convert`, where the source itself is at fault.
+    """
+    wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
+    start = source_format(source)
+    ways = {target: way(start, target) for target in wanted}
+    _check(options, ways)
+    failures: dict[str, str] = {}
+    with workplace(out) as work:
+        _convert(source, start, ways, work, options, say, failures)
+        made = tuple(target for target in wanted if target.value not in failures)
+        work.chmod(0o755)
+        work.rename(out)
+        return {target.value: Artifact.read(out / target.value) for target in made}, failures
+
+
+def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:
     if options.max_rows < 1:
         raise InvalidRequest(f"max_rows: expected at least 1, got {options.max_rows}")
-    wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
-    if not wanted:
+    if not ways:
         raise InvalidRequest("to: expected at least one target, got none")
     parse_ranges(options.dynamic)
     parse_metric(options.metric)
     if options.max_drop is not None and options.evaluate is None:
         raise InvalidRequest("max_drop: it bounds a metric, which needs labelled data (--evaluate data.npz)")
-    start = source_format(source)
-    ways = {target: way(start, target) for target in wanted}
-    needing = [target for target in wanted if any(step.calibrates for step in ways[target])]
+    needing = [target for target, steps in ways.items() if any(step.calibrates for step in steps)]
     if needing and options.calibrate is None:
         raise InvalidRequest(f"calibrate: {needing[0]} needs calibration data (--calibrate data.npz), got none")
-    _check_free(out)
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """A folder beside `out` while the context lasts, for what gets its name only when all is well."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"out: {out} exists already")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise OperatorError(f"out: cannot write to {out.parent} ({error.strerror})") from None
     try:
-        origin = Candidate(
-            path=source,
-            precision="fp32",
-            source={"kind": start.value, "file": source.name, "sha256": sha256_of_tree(source)},
-        )
-        candidates: dict[Route, Candidate] = {}
-        for target in wanted:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(
+    source: Path,
+    start: Format,
+    ways: Mapping[Format, Sequence[Route]],
+    work: Path,
+    options: Options,
+    say: Say,
+    failures: dict[str, str] | None,
+) -> None:
+    """Every target sealed below `work`; what fails is raised, or written to `failures` where that is given."""
+    origin = Candidate(
+        path=source,
+        precision="fp32",
+        source={"kind": start.value, "file": source.name, "sha256": sha256_of_tree(source)},
+    )
+    candidates: dict[Route, Candidate] = {}
+    proofs: dict[Format, Proof] = {}
+    ends: dict[Format, Candidate] = {}
+    for target, steps in ways.items():
+        with _noted(target, failures, bool(candidates)):
             candidate = origin
-            for step in ways[target]:
+            for step in steps:
                 if step not in candidates:
                     candidates[step] = _take(step, candidate, work, options, say)
                 candidate = candidates[step]
-        proofs = {target: prove(candidates[ways[target][-1]], options, _prefixed(say, target)) for target in wanted}
-        for target in wanted:
-            _seal(target, proofs, origin, options)
-        return _place(work, out, wanted)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            ends[target] = candidate
+    for target, candidate in ends.items():
+        with _noted(target, failures, True):
+            proofs[target] = prove(candidate, options, _prefixed(say, target))
+    for target in proofs:
+        _seal(target, proofs, origin, options)
+
+
+@contextmanager
+def _noted(target: Format, failures: dict[str, str] | None, begun: bool) -> Iterator[None]:
+    """Write a failure down instead of raising it; a source that cannot even be read is raised all the same."""
+    try:
+        yield
+    except ConversionFailed as error:
+        if failures is None or not begun:
+            raise
+        failures[target.value] = error.message
 
 
 def _take(step: Route, candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
@@ -100,7 +166,7 @@ def _take(step: Route, candidate: Candidate, work: Path, options: Options, say: 
         reference = reference_from(candidate, options)
         candidate = replace(candidate, reference=reference, reference_kind=candidate.format)
     folder = work / step.target.value
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     module, name = step.convert.split(":")
     run: Callable[[Candidate, Path, Options, Say], Candidate] = getattr(import_module(module), name)
     made = run(candidate, folder, options, _prefixed(say, step.target))
@@ -150,11 +216,6 @@ def sha256_of_tree(path: Path) -> str:
 
 def _prefixed(say: Say, target: Format) -> Say:
     return lambda text: say(f"{target.value}: {text}")
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidRequest(f"out: {out} exists already")
 
 
 def _place(work: Path, out: Path, wanted: tuple[Format, ...]) -> tuple[Artifact, ...]:

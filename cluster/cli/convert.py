@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from cluster.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cluster.artifact import Artifact
+    from converters.candidate import Options
 
 MAX_LABELS_BYTES = 64 << 20
 
@@ -28,6 +29,82 @@ Examples:
 """
 
 
+SOURCE_OPTIONS = (
+    click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the torch module that the weights are for."),
+    click.option("--sample", type=click.Path(path_type=Path), help=".npz with one array per input, rows first."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME:DTYPE:SHAPE",
+        help="An input, as image:FP32:N,3,224,224 (N counts rows; other free axes: ids:INT64:N,L=128).",
+    ),
+    click.option("--calibrate", type=click.Path(path_type=Path), help=".npz that INT8 ranges are measured on."),
+    click.option(
+        "--dynamic",
+        multiple=True,
+        metavar="NAME:AXIS=MIN..MAX",
+        help="A free axis besides rows, proved at both ends: ids:1=1..128.",
+    ),
+    click.option(
+        "--evaluate", type=click.Path(path_type=Path), help=".npz like --sample with one array of labels more."
+    ),
+    click.option(
+        "--metric",
+        default="accuracy",
+        show_default=True,
+        help="accuracy, top5, auc, mse, rmse or mae on --evaluate; accuracy:NAME takes the output called so.",
+    ),
+    click.option("--max-drop", type=float, help="Fail if the metric gets worse by more (errors: relative)."),
+    click.option("--labels", type=click.Path(path_type=Path), help="Class names: a JSON list, or one a line."),
+    click.option(
+        "--max-rows",
+        default=64,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Most rows of one call; 1: no batching.",
+    ),
+    click.option(
+        "--tolerance",
+        default="",
+        metavar="KEY=NUMBER,...",
+        help="Override what counts as equal: rel, abs (of the peak), share (of elements out), sqnr (dB), top1.",
+    ),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        type=click.Choice(["cpu", "gpu"]),
+        help="Where targets are proved and measured.",
+    ),
+    click.option(
+        "--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself."
+    ),
+)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what a source needs and what counts as the same answer."""
+    for option in reversed(SOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def options_of(values: Mapping[str, Any]) -> Options:
+    """What `source_options` collected. Raises: InvalidRequest."""
+    from converters.candidate import Options
+    from converters.parity import parse_tolerance
+
+    labels: Path | None = values["labels"]
+    return Options(
+        **{
+            **values,
+            "labels": read_labels(labels) if labels is not None else (),
+            "tolerance": parse_tolerance(values["tolerance"]),
+        }
+    )
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("--to", default="onnx", show_default=True, help="Targets, separated by commas; --list shows them.")
@@ -37,69 +114,16 @@ Examples:
     type=click.Path(path_type=Path),
     help="The artifact's folder; with several targets, the folder that gets one of each.",
 )
-@click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the torch module that the weights are for.")
-@click.option("--sample", type=click.Path(path_type=Path), help=".npz with one array per input, rows first.")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="NAME:DTYPE:SHAPE",
-    help="An input, as image:FP32:N,3,224,224 (N counts rows; other free axes: ids:INT64:N,L=128).",
-)
-@click.option("--calibrate", type=click.Path(path_type=Path), help=".npz that INT8 ranges are measured on.")
-@click.option(
-    "--dynamic",
-    multiple=True,
-    metavar="NAME:AXIS=MIN..MAX",
-    help="A free axis besides rows, proved at both ends: ids:1=1..128.",
-)
-@click.option("--evaluate", type=click.Path(path_type=Path), help=".npz like --sample with one array of labels more.")
-@click.option(
-    "--metric",
-    default="accuracy",
-    show_default=True,
-    help="accuracy, top5, auc, mse, rmse or mae on --evaluate; accuracy:NAME takes the output called so.",
-)
-@click.option("--max-drop", type=float, help="Fail if the metric gets worse by more (errors: relative).")
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names: a JSON list, or one a line.")
-@click.option(
-    "--max-rows", default=64, show_default=True, type=click.IntRange(1), help="Most rows of one call; 1: no batching."
-)
-@click.option(
-    "--tolerance",
-    default="",
-    metavar="KEY=NUMBER,...",
-    help="Override what counts as equal: rel, abs (of the peak), share (of elements out), sqnr (dB), top1.",
-)
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    type=click.Choice(["cpu", "gpu"]),
-    help="Where targets are proved and measured.",
-)
-@click.option("--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself.")
+@source_options
 @click.option("--list", "list_routes", is_flag=True, help="Show the conversions and what is installed for them.")
 @json_option
 def convert(
     source: Path | None,
     to: str,
     out: Path | None,
-    factory: str | None,
-    sample: Path | None,
-    inputs: tuple[str, ...],
-    calibrate: Path | None,
-    dynamic: tuple[str, ...],
-    evaluate: Path | None,
-    metric: str,
-    max_drop: float | None,
-    labels: Path | None,
-    max_rows: int,
-    tolerance: str,
-    device: str,
-    trust_pickle: bool,
     list_routes: bool,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Convert SOURCE and prove that the result answers as the source does.
 
@@ -116,24 +140,8 @@ def convert(
         raise click.UsageError("Missing option '-o' / '--out'.")
 
     from converters.build import convert as build
-    from converters.candidate import Options
-    from converters.parity import parse_tolerance
 
-    options = Options(
-        factory=factory,
-        sample=sample,
-        inputs=inputs,
-        calibrate=calibrate,
-        dynamic=dynamic,
-        evaluate=evaluate,
-        metric=metric,
-        max_drop=max_drop,
-        labels=read_labels(labels) if labels is not None else (),
-        max_rows=max_rows,
-        tolerance=parse_tolerance(tolerance),
-        device=device,
-        trust_pickle=trust_pickle,
-    )
+    options = options_of(values)
     targets = [name.strip() for name in to.split(",") if name.strip()]
     if as_json:
         artifacts = build(source, out, targets, options)

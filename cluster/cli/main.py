@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "cluster.cli.serve:serve",
     "convert": "cluster.cli.convert:convert",
     "compare": "cluster.cli.compare:compare",
+    "optimize": "cluster.cli.optimize:optimize",
     "up": "cluster.cli.up:up",
     "down": "cluster.cli.up:down",
     "drain": "cluster.cli.nodes:drain",

@@ -1,0 +1,195 @@
+"""The form and the settings in which a model serves an objective with the least hardware.
+
+Converts to every candidate that makes sense, proves and measures each, simulates every configuration
+(`converters.objective`), and keeps the best one as an artifact that says how to serve it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.artifact import PROFILE, Artifact, hash_files, write_manifest
+from cluster.costs import CostCurve
+from cluster.errors import ConversionFailed
+from converters.build import convert_what_works, workplace
+from converters.candidate import Options, Say
+from converters.formats import Format
+from converters.objective import (
+    Configuration,
+    Objective,
+    Result,
+    batch_sizes,
+    choose,
+    evaluate,
+    reasons,
+)
+from converters.proof import profiled
+from converters.sealing import model_bytes, write_json
+from converters.table import ROUTES
+
+DECISION = "optimize.json"
+MAX_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What was decided: the artifact that was kept, how to serve it, and what became of everything else."""
+
+    artifact: Artifact
+    best: Result
+    results: tuple[Result, ...]
+    reasons: Mapping[Configuration, str]
+    failed: Mapping[str, str]
+    quality: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def serving(self) -> Mapping[str, Any]:
+        """Settings of `prism deploy`."""
+        return serving_of(self.best)
+
+
+def serving_of(result: Result) -> dict[str, Any]:
+    """Deploy settings for a configuration."""
+    return {"num_cpus": result.configuration.threads, "max_batch_rows": result.configuration.max_rows, "max_wait_s": 0}
+
+
+def candidates(options: Options) -> tuple[str, ...]:
+    """Targets that can be worth it on the device with the data at hand, and whose tools are installed."""
+    wanted = [Format.ONNX, Format.OPTIMIZED]
+    if options.device == "cpu":
+        wanted += [Format.INT8_DYNAMIC] + ([Format.INT8] if options.calibrate is not None else [])
+    else:
+        wanted += [Format.FP16] + ([Format.INT8_TRT] if options.calibrate is not None else [])
+    ready = {route.target for route in ROUTES if not route.missing}
+    return tuple(target.value for target in wanted if target in ready)
+
+
+def optimize(
+    source: Path,
+    out: Path,
+    objective: Objective,
+    options: Options,
+    say: Say,
+    targets: Sequence[str] = (),
+    threads: Sequence[int] = (),
+) -> Optimized:
+    """Keep the best configuration of `source` as an artifact at `out`.
+
+    Args:
+        targets: What to try; without any, `candidates`.
+        threads: Threads a call may have; without any, 1 and its doubles up to this machine's cores (at most 4).
+
+    Raises:
+        InvalidRequest: Something in the arguments cannot be right.
+        ConversionFailed: Nothing could be converted, or no configuration holds the objective. Nothing is left at `out`.
+    """
+    counts = tuple(threads) or _thread_counts()
+    with workplace(out) as work:
+        options = replace(options, threads=counts[0])
+        made, failed = convert_what_works(source, work / "made", targets or candidates(options), options, say)
+        if not made:
+            raise ConversionFailed(f"nothing could be converted: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
+        profiles = _profiles(made, counts, options, say)
+        say("simulating")
+        results = simulate(made, profiles, objective, options.device)
+        best = choose(results)
+        why = reasons(results, best, objective)
+        if best is None:
+            texts = "; ".join(f"{c.target}, {c.threads} threads: {text}" for c, text in _briefly(results, why))
+            raise ConversionFailed(f"no configuration holds {objective}: {texts}")
+        quality = {name: _quality(artifact) for name, artifact in made.items()}
+        decision = {
+            "objective": str(objective),
+            "serving": serving_of(best),
+            "best": best.to_json(),
+            "tried": [{**r.to_json(), "verdict": why[r.configuration]} for r in results],
+            "failed": dict(failed),
+            "quality": quality,
+        }
+        chosen = made[best.configuration.target]
+        artifact = _keep(
+            chosen, out, profiles[best.configuration.target][best.configuration.threads], decision, options
+        )
+        return Optimized(artifact, best, results, why, failed, quality)
+
+
+def simulate(
+    made: Mapping[str, Artifact],
+    profiles: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    objective: Objective,
+    device: str,
+) -> tuple[Result, ...]:
+    """Every configuration's result: targets, threads and measured batch sizes."""
+    found = []
+    for target, artifact in made.items():
+        for count, profile in profiles[target].items():
+            curve = CostCurve.of({int(rows): float(s) for rows, s in profile["seconds_by_rows"].items()})
+            for rows in batch_sizes(curve, artifact.manifest.signature.max_rows):
+                found.append(evaluate(Configuration(target, count, rows), curve, objective))
+    return tuple(found)
+
+
+def best_by_threads(results: Sequence[Result]) -> tuple[Result, ...]:
+    """The best batch size of each target and thread count, best first."""
+    found: dict[tuple[str, int], Result] = {}
+    for result in results:
+        key = (result.configuration.target, result.configuration.threads)
+        if key not in found or result.rate > found[key].rate:
+            found[key] = result
+    return tuple(sorted(found.values(), key=lambda r: -r.rate_per_thread))
+
+
+def _briefly(results: Sequence[Result], why: Mapping[Configuration, str]) -> list[tuple[Configuration, str]]:
+    return [(r.configuration, why[r.configuration]) for r in best_by_threads(results)]
+
+
+def _thread_counts() -> tuple[int, ...]:
+    cores = min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return tuple(1 << i for i in range(cores.bit_length()) if 1 << i <= cores)
+
+
+def _profiles(
+    made: Mapping[str, Artifact], counts: Sequence[int], options: Options, say: Say
+) -> dict[str, dict[int, dict[str, Any]]]:
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, artifact in made.items():
+        known = artifact.profile()["devices"]
+        if not known:
+            continue
+        found[name] = {counts[0]: next(iter(known.values()))}
+        for count in counts[1:]:
+            say(f"{name}: measuring seconds per batch with {count} threads")
+            found[name][count] = profiled(artifact.path, replace(options, threads=count))
+    return found
+
+
+def _quality(artifact: Artifact) -> dict[str, Any]:
+    parity = artifact.parity()
+    noise = [o["sqnr_db"] for o in parity["outputs"] if o["sqnr_db"] is not None]
+    evaluation = parity.get("evaluation") or {}
+    return {
+        "sqnr_db": min(noise, default=None),
+        "metric": evaluation.get("converted"),
+        "drop": evaluation.get("drop"),
+        "size_bytes": model_bytes(artifact.path),
+    }
+
+
+def _keep(
+    artifact: Artifact, out: Path, profile: Mapping[str, Any], decision: Mapping[str, Any], options: Options
+) -> Artifact:
+    """The artifact at `out`, with its decision, and the measurements of the threads it is to be served with."""
+    if out.is_dir():
+        out.rmdir()
+    artifact.path.rename(out)
+    write_json(out / DECISION, json.loads(json.dumps(decision)))
+    write_json(out / PROFILE, {"devices": {options.device: dict(profile)}})
+    extra = {**artifact.manifest.extra, "serving": decision["serving"], "objective": decision["objective"]}
+    kept = write_manifest(out, replace(artifact.manifest, extra=extra, files=hash_files(out)))
+    kept.verify()
+    return kept
