@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from cluster.errors import InvalidRequest, ModelNotFound, ModelNotReady, OperatorError
 from cluster.names import Target
-from cluster.tensors import TensorSpec
+from cluster.tensors import Signature, TensorSpec
 from loadtest.scenario import LoadTarget
 from loadtest.tensors import Array, elements, from_sample, generated, read_sample
 
@@ -92,6 +92,25 @@ def fetch_json(host: str, timeout_s: float = 10.0) -> Fetch:
             raise OperatorError(f"{host}{path}: expected JSON; is this an Open Inference Protocol server?") from None
 
     return fetch
+
+
+def signature_metadata(signature: Signature) -> dict[str, Any]:
+    """What a model's metadata says about its inputs, from its signature."""
+    return {
+        "inputs": [{"name": s.name, "datatype": s.dtype, "shape": list(s.shape)} for s in signature.inputs],
+    }
+
+
+def post(host: str, call: Call, timeout_s: float = 60.0) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (lower-case names) and body of one answer. Raises: OperatorError if there is none."""
+    request = urllib.request.Request(host + call.path, data=call.body, headers=call.headers)  # noqa: S310  (check_host)
+    try:
+        with open_url(request, timeout=timeout_s) as answer:
+            return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, {}, error.read()
+    except (OSError, HTTPException) as error:
+        raise OperatorError(f"host: nothing answers at {host} ({getattr(error, 'reason', error)})") from None
 
 
 def check_host(host: str) -> str:

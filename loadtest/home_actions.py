@@ -70,7 +70,7 @@ class HomeActions:
             process.send_signal(SIGKILL)
         except psutil.Error as error:
             raise OperatorError(f"process {victim.pid} cannot be killed: {type(error).__name__}") from None
-        return f"killed process {victim.pid} ({_short(victim.command)})"
+        return f"killed {_what(victim)}, process {victim.pid}"
 
     def _scale(self, event: Event) -> str:
         target = self._version(event)
@@ -169,5 +169,8 @@ def _first(found: Sequence[Member], problem: str) -> Member:
     return found[0]
 
 
-def _short(command: str) -> str:
-    return command if len(command) <= 60 else command[:57] + "..."
+def _what(victim: Member) -> str:
+    if any(name in victim.command for name in STORES):
+        return "the store"
+    _, found, rest = victim.command.partition("ServeReplica:model:")
+    return f"a replica of {':'.join(rest.split(':')[:2])}" if found else "a gateway"

@@ -54,7 +54,7 @@ def test_the_exit_code_is_the_verdict(monkeypatch, tmp_path, status, code):
 
     metadata = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]}
 
-    def run(scenario, host, out, on_progress):
+    def run(scenario, host, out, on_progress, *_):
         prepared = plan(scenario, host, lambda path: metadata)
         recorder = Recorder()
         for due_s in prepared.schedule.due_s.tolist():
