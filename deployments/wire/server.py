@@ -41,7 +41,7 @@ from deployments.wire.layout import decode_infer, encode_result
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
-MAX_STRANGERS = 64  # connections that have not proved anything yet
+MAX_STRANGERS = 64  # connections that have not proved anything yet; who is let in locally is not kept out by the rest
 MAX_OPEN_CALLS = 256  # micro-batches one gateway may have open
 BACKLOG_VALID_S = 3.0  # a gateway that has not told its backlog for so long has none
 
@@ -141,7 +141,7 @@ class WireServer:
 
     def opened(self, session: _Session) -> bool:
         """Whether the session may go on."""
-        strangers = sum(not other.admitted for other in self._sessions)
+        strangers = sum(not other.admitted and other.local == session.local for other in self._sessions)
         if self.draining or strangers >= MAX_STRANGERS:
             return False
         self._sessions.add(session)
@@ -156,16 +156,16 @@ class WireServer:
         loop = asyncio.get_running_loop()
         if self.settings.unix_path:
             sock = bind_unix(self.settings.unix_path)
-            self._servers.append(await loop.create_unix_server(self._session, sock=sock))
+            self._servers.append(await loop.create_unix_server(partial(self._session, True), sock=sock))
         if self.settings.tcp_host:
-            server = await loop.create_server(self._session, host=self.settings.tcp_host, port=0)
+            server = await loop.create_server(partial(self._session, False), host=self.settings.tcp_host, port=0)
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
             self._tcp_address = f"{self.settings.tcp_host}:{port}"
 
-    def _session(self) -> FrameConnection:
+    def _session(self, local: bool) -> FrameConnection:
         self._next_source += 1
-        return _Session(self, self._next_source).connection
+        return _Session(self, self._next_source, local).connection
 
     def _close_listeners(self) -> None:
         if self._servers and self.settings.unix_path:
@@ -189,11 +189,13 @@ class _Session:
         "calls",
         "connection",
         "goodbye",
+        "local",
         "source",
     )
 
-    def __init__(self, server: WireServer, source: int) -> None:
+    def __init__(self, server: WireServer, source: int, local: bool) -> None:
         self._server = server
+        self.local = local  # over the Unix socket
         self._loop = asyncio.get_running_loop()
         self._nonces: tuple[bytes, bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None

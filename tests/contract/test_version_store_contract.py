@@ -10,6 +10,7 @@ import pytest
 from cluster.costs import CostCurve
 from cluster.documents import DeploySettings, ModelDocument, VersionRecord, VersionStatus
 from cluster.errors import InvalidRequest, ModelNotFound, StaleRevision
+from cluster.nodes import DrainRequest, NodeReport, NodeReports
 from cluster.splits import TrafficSplit
 from cluster.store.commits import MAX_TEXT
 from cluster.store.memory import MemoryStore
@@ -36,7 +37,7 @@ def model():
 def record(version="1", labels=()):
     return VersionRecord(
         version, "/a", "d" * 64, SIGNATURE, "onnx", "fp32", 10, 1.5, "ann", CostCurve.of({1: 0.1}), labels,
-        DeploySettings(max_replicas=3),
+        deploy=DeploySettings(max_replicas=3),
     )  # fmt: skip
 
 
@@ -337,3 +338,26 @@ def test_a_commit_between_two_waits_is_not_missed(store, model):
 def test_close_may_be_called_twice(store):
     store.close()
     store.close()
+
+
+def test_the_nodes_read_back_as_they_were_reported_last(store):
+    node = NodeReport(
+        "a" * 56, "10.0.0.1", "host", True, "DRAINING", 8000, "RUNNING", {"m:1": 2}, {"CPU": 4.0}, {"CPU": 1.5}
+    )
+    store.nodes.report(NodeReports((node, NodeReport("b" * 56, "10.0.0.2", "other")), 12.5))
+    assert store.nodes.reports() == NodeReports((node, NodeReport("b" * 56, "10.0.0.2", "other")), 12.5)
+    store.nodes.report(NodeReports())
+    assert store.nodes.reports() == NodeReports()
+
+
+def test_a_wish_to_drain_is_kept_as_it_was_first_said_wakes_and_can_be_forgotten(store):
+    store.wait(0.5)
+    store.nodes.drain("a", DrainRequest("ann", 1.0))
+    assert store.wait(5.0)
+    store.nodes.drain("a", DrainRequest("bob", 2.0))
+    store.nodes.drain("b", DrainRequest("bob", 3.0))
+    assert store.nodes.drains() == {"a": DrainRequest("ann", 1.0), "b": DrainRequest("bob", 3.0)}
+    store.nodes.forget("a")
+    store.nodes.forget("unknown")
+    assert set(store.nodes.drains()) == {"b"}
+    store.nodes.forget("b")

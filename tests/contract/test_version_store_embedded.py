@@ -99,6 +99,18 @@ def test_a_port_taken_by_somebody_else_is_told_and_left_only_if_allowed(own_serv
     assert revision(own_server.url) == 3
 
 
+def test_at_a_nodes_address_it_answers_there_and_locally_and_wants_its_password(own_server):
+    own_server.stop()
+    folder, run = own_server.embedded.log_file.parent, own_server.embedded.socket_path.parent
+    own_server.embedded = EmbeddedServer(folder, run, host="127.0.0.2")
+    own_server.start()
+    assert "@127.0.0.2:" in own_server.url
+    fill(own_server.url, 1)
+    assert revision(own_server.url.replace("127.0.0.2", "127.0.0.1")) == 1
+    with pytest.raises(StoreUnavailable, match="refuse"):
+        revision(re.sub(":[^:@]*@", ":wrong@", own_server.url))
+
+
 def test_it_outlives_a_signal_to_its_parents_group_and_ends_cleanly_on_term(own_server):
     assert os.getsid(own_server.process.pid) == own_server.process.pid
     own_server.process.send_signal(signal.SIGTERM)

@@ -28,6 +28,7 @@ from cluster.errors import (
 from cluster.settings import GatewaySettings
 from cluster.tensors import Signature, TensorSpec
 from deployments.call import TensorAnswer, TensorRequest
+from deployments.wire import server as wire_server
 from deployments.wire.batches import Done, MicroBatch, MicroResult
 from deployments.wire.client import VersionClient, micro_batch_rows
 from deployments.wire.frames import HEADER, MAGIC, WIRE_VERSION, Hello, Kind, Proof, encode_frame
@@ -176,10 +177,11 @@ async def test_concurrent_requests_share_a_frame_and_ids_deadlines_and_priority_
     assert all(6.0 < deadline_s - time.monotonic() <= 7.0 for deadline_s in batch.deadlines_s)
 
 
-async def test_a_gateway_without_the_secret_gets_nothing(bench: Bench):
+@pytest.mark.parametrize("node", ["here", "elsewhere"])
+async def test_a_gateway_without_the_secret_gets_nothing(bench: Bench, node: str):
     engine = Doubling()
-    server = await bench.server(engine)
-    client = bench.client(server, secret="wrong")
+    server = await bench.server(engine, tcp_host="127.0.0.1")
+    client = bench.client(server, secret="wrong", node=node)
     asked = Asked(client, 1.0, left_s=0.2)
     await until(lambda: asked.replies)
     assert isinstance(asked.error, DeadlineExceeded)
@@ -200,10 +202,11 @@ async def test_a_gateway_without_the_secret_gets_nothing(bench: Bench):
         HEADER.pack(MAGIC, WIRE_VERSION + 1, Kind.HELLO, 0, 0, 0),
     ],
 )
-async def test_a_stranger_is_disconnected_and_nobody_else_notices(bench: Bench, hostile: bytes):
-    server = await bench.server(Doubling())
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+async def test_a_stranger_is_disconnected_and_nobody_else_notices(bench: Bench, hostile: bytes, over: str):
+    server = await bench.server(Doubling(), tcp_host="127.0.0.1")
     client = bench.client(server)
-    reader, writer = await asyncio.open_unix_connection(server.addresses()["unix"])
+    reader, writer = await strange_connection(server, over)
     writer.write(hostile)
     try:
         await asyncio.wait_for(reader.read(), 5)
@@ -214,6 +217,38 @@ async def test_a_stranger_is_disconnected_and_nobody_else_notices(bench: Bench, 
     asked = Asked(client, 1.0)
     await until(lambda: asked.replies)
     assert asked.right
+
+
+async def strange_connection(server: WireServer, over: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if over == "unix":
+        return await asyncio.open_unix_connection(server.addresses()["unix"])
+    host, _, port = server.addresses()["tcp"].rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def test_strangers_that_say_nothing_are_few_and_keep_no_gateway_of_the_same_node_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(wire_server, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(wire_server, "HANDSHAKE_S", 1.0)
+    server = await bench.server(Doubling(), tcp_host="127.0.0.1")
+    silent = [await strange_connection(server, "tcp") for _ in range(5)]
+    began_s = time.monotonic()
+    refused = [asyncio.wait_for(reader.read(), 5) for reader, _ in silent[3:]]
+    assert all(
+        isinstance(end, ConnectionResetError | bytes) for end in await asyncio.gather(*refused, return_exceptions=True)
+    )
+    assert time.monotonic() - began_s < 0.3, "the fourth and the fifth were not kept waiting"
+    local = bench.client(server)
+    asked = Asked(local, 1.0)
+    await until(lambda: asked.replies)
+    assert asked.right
+    remote = bench.client(server, node="elsewhere")
+    later = Asked(remote, 2.0)
+    await until(lambda: later.replies)  # once the silent ones' time is over
+    assert later.right
+    for _, writer in silent:
+        writer.close()
 
 
 async def test_work_of_a_replica_that_dies_is_done_by_another(bench: Bench):
