@@ -36,7 +36,7 @@ def model():
 
 def record(version="1", labels=()):
     return VersionRecord(
-        version, "/a", "d" * 64, SIGNATURE, "onnx", "fp32", 10, 1.5, "ann", CostCurve.of({1: 0.1}), labels,
+        version, "/a", "d" * 64, SIGNATURE, "onnx", "fp32", 10, 1.5, "ann", CostCurve.of({1: 0.1}), class_labels=labels,
         deploy=DeploySettings(max_replicas=3),
     )  # fmt: skip
 
