@@ -25,6 +25,7 @@ LIMITS = 10  # arrivals go on for so many times the objective's limit, as far as
 WARM_UP = 0.1  # of the requests, until the queue has found its length
 MOST_SHARE = 0.95  # of the greatest throughput; closer to it a queue grows longer than any simulation
 HALVINGS = 7
+MARGIN = 0.05
 LEAST_SHARE = 0.02  # of the greatest throughput; a configuration that fails at this rate always fails
 
 _OBJECTIVE = re.compile(r"\s*p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)\s*\Z")
@@ -131,9 +132,13 @@ def percentile_at(rate: float, max_rows: int, curve: CostCurve, objective: Objec
 
 
 def choose(results: Sequence[Result]) -> Result | None:
-    """The configuration with the highest rate per thread; of equals the smaller batch. None if none holds."""
-    holding = [result for result in results if result.rate > 0]
-    return max(holding, key=lambda r: (r.rate_per_thread, -r.configuration.max_rows), default=None)
+    """The configuration with the highest rate per thread, or None if none holds the objective.
+
+    Within `MARGIN` of it, which measurements do not tell apart, the earliest in `results` is taken: what comes first
+    is nearer to the source.
+    """
+    best = max((result.rate_per_thread for result in results), default=0.0)
+    return next((r for r in results if r.rate > 0 and r.rate_per_thread >= best * (1 - MARGIN)), None)
 
 
 def reasons(results: Sequence[Result], best: Result | None, objective: Objective) -> Mapping[Configuration, str]:
@@ -149,6 +154,6 @@ def _reason(result: Result, best: Result | None, objective: Objective) -> str:
     if best is None or result is best:
         return "kept"
     share = result.rate_per_thread / best.rate_per_thread
-    if share > 0.995:
-        return "as good, with a larger batch or more threads"
+    if share >= 1 - MARGIN:
+        return f"within {MARGIN:.0%} of what was kept"
     return f"{1 - share:.0%} fewer requests per thread within {objective}"

@@ -135,13 +135,12 @@ def simulate(
 
 
 def best_by_threads(results: Sequence[Result]) -> tuple[Result, ...]:
-    """The best batch size of each target and thread count, best first."""
-    found: dict[tuple[str, int], Result] = {}
+    """The batch size to take for each target and thread count, best first."""
+    groups: dict[tuple[str, int], list[Result]] = {}
     for result in results:
-        key = (result.configuration.target, result.configuration.threads)
-        if key not in found or result.rate > found[key].rate:
-            found[key] = result
-    return tuple(sorted(found.values(), key=lambda r: -r.rate_per_thread))
+        groups.setdefault((result.configuration.target, result.configuration.threads), []).append(result)
+    found = [choose(group) or group[0] for group in groups.values()]
+    return tuple(sorted(found, key=lambda r: -r.rate_per_thread))
 
 
 def _briefly(results: Sequence[Result], why: Mapping[Configuration, str]) -> list[tuple[Configuration, str]]:

@@ -89,8 +89,9 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
 
     console = Console()
     table = Table(title=f"within {objective}, one replica", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("form", "threads", "batch", "requests/s", "per thread", "1 row", "SQNR", "size", "verdict"):
-        table.add_column(name, justify="left" if name in ("form", "verdict") else "right", no_wrap=name != "verdict")
+    for name in ("form", "threads", "batch", "req/s a thread", "1 row", "SQNR", "verdict"):
+        left = name in ("form", "verdict")
+        table.add_column(name, justify="left" if left else "right", overflow="fold", min_width=6 if left else None)
     for result in best_by_threads(found.results):
         c, quality = result.configuration, found.quality[result.configuration.target]
         noise = quality["sqnr_db"]
@@ -98,11 +99,9 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
             c.target,
             str(c.threads),
             str(c.max_rows) if result.rate else "-",
-            f"{result.rate:.4g}" if result.rate else "-",
-            f"{result.rate_per_thread:.4g}" if result.rate else "-",
+            f"{result.rate_per_thread:,.0f}" if result.rate else "-",
             f"{result.one_row_s * 1e3:.3g} ms",
             "-" if noise is None else f"{noise:.0f} dB",
-            f"{quality['size_bytes'] / 1e6:.1f} MB",
             found.reasons[c],
         )
     console.print(table)
