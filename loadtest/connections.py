@@ -42,7 +42,7 @@ class Connections:
     def __init__(self, host: str, timeout_s: float) -> None:
         parts = urlsplit(host)
         assert parts.hostname is not None
-        self._address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        self.address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
         self._netloc = parts.netloc.rpartition("@")[2]
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout_s = timeout_s
@@ -101,10 +101,10 @@ class Connections:
 
     def _connect(self) -> socket.socket:
         try:
-            connection = socket.create_connection(self._address, self._timeout_s)
+            connection = socket.create_connection(self.address, self._timeout_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                connection = self._tls.wrap_socket(connection, server_hostname=self._address[0])
+                connection = self._tls.wrap_socket(connection, server_hostname=self.address[0])
             return connection
         except TimeoutError:
             raise

@@ -31,6 +31,7 @@ from locust.env import Environment
 from locust.exception import CatchResponseError, StopUser
 from locust.runners import STATE_CLEANUP, STATE_STOPPED, STATE_STOPPING, LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest.alarm import alarm
 from loadtest.calls import Call
 from loadtest.connections import Connections, NoAnswer
 from loadtest.plan import Plan
@@ -167,9 +168,10 @@ class PlanUser(User):  # type: ignore[misc]
         )
         gc.collect()
         gc.freeze()
+        clock = alarm()
         try:
             for due_s, call, key in arrivals:
-                gevent.sleep(max(share.start_s + due_s - time.perf_counter(), 0))
+                clock.wait_until(share.start_s + due_s)
                 late_s = time.perf_counter() - share.start_s - due_s
                 if pool.full() or late_s > MAX_LATE_S:
                     recorder.add(due_s, nan, nan, Outcome.DROPPED, "", call)
@@ -180,6 +182,7 @@ class PlanUser(User):  # type: ignore[misc]
             pool.join(timeout=plan.timeout_s + 1.0)
         finally:  # also when Locust ends the run early
             session.close()
+            clock.close()
             pool.kill(block=False)
 
     def _repeat(self, session: Session, share: Share) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.cli.loadtest_crosscheck import crosscheck
 from cluster.cli.output import emit, home_option, json_option
 from cluster.errors import OperatorError
 
@@ -142,6 +143,9 @@ def compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
     lines = [f"note: {warning}" for warning in found.warnings]
     table = [["", "A", "B", "B/A", "95 % interval", ""], *rows(found)]
     emit(asdict(found), as_json, "\n".join([*lines, _aligned(table)]))
+
+
+loadtest.add_command(crosscheck)
 
 
 def _run(aimed: Aim, out: Path, as_json: bool) -> LoadResult:
