@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLORS = ("#2563eb", "#f59e0b", "#0d9488", "#e11d48", "#7c3aed", "#64748b", "#84cc16", "#0ea5e9")
-_INK, _GRID, _LIMIT = "#475569", "#e5e9f0", "#dc2626"
+_INK, _GRID, _LIMIT, _MARK = "#475569", "#e5e9f0", "#dc2626", "#9333ea"
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "svg.hashsalt": "prism",
@@ -62,6 +62,14 @@ class Span:
     name: str
     start: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A named moment on the x axis."""
+
+    name: str
+    at: float
 
 
 def bars(groups: Sequence[str], series: Mapping[str, Values], ylabel: str = "", percent: bool = False) -> str:
@@ -132,8 +140,8 @@ def histogram(counts: Mapping[str, float], xlabel: str = "", ylabel: str = "") -
     return _svg(draw, 9, 2.6)
 
 
-def stack(t_s: Sequence[float], panels: Sequence[Panel], spans: Sequence[Span] = ()) -> str:
-    """Panels below one another on one time axis, with the spans marked across all of them."""
+def stack(t_s: Sequence[float], panels: Sequence[Panel], spans: Sequence[Span] = (), marks: Sequence[Mark] = ()) -> str:
+    """Panels below one another on one time axis, with the spans and marks drawn across all of them."""
 
     def draw(figure: Figure) -> None:
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -143,6 +151,18 @@ def stack(t_s: Sequence[float], panels: Sequence[Panel], spans: Sequence[Span] =
             for i, span in enumerate(spans):
                 if i % 2 == 0:
                     axes.axvspan(span.start, span.end, color="#f1f5f9", zorder=-1, linewidth=0)
+            for mark in marks:
+                axes.axvline(mark.at, color=_MARK, linewidth=1.1, linestyle=(0, (2, 2)), zorder=0)
+        for i, mark in enumerate(marks):
+            all_axes[i % len(all_axes)].annotate(
+                mark.name,
+                (mark.at, 0.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=_MARK,
+            )
         for span in spans:
             all_axes[0].annotate(
                 span.name,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from loadtest.measure import shares
 from loadtest.page import KeyFigure, Mood, Page
-from loadtest.plots import Panel, Span, histogram, lines, stack, tail
-from loadtest.result import LoadResult, PhaseResult
+from loadtest.plots import Mark, Panel, Span, histogram, lines, stack, tail
+from loadtest.result import LoadResult, Machine, PhaseResult
 from loadtest.samples import COLUMNS, Samples
 
 HEADLINES: dict[str, tuple[Mood, str]] = {
@@ -71,9 +72,11 @@ def page(result: LoadResult) -> Page:
             "generator CPU": "–" if result.generator_cpu is None else f"{result.generator_cpu:.0%} of a core",
             "CPU": f"{result.machine.cpu}, {result.machine.cores} cores (load {result.machine.load_average[0]:g})",
             "system": f"{result.machine.system}, Python {result.machine.python}",
-            "versions": f"Prism {result.machine.prism}, Locust {result.machine.locust}",
+            "memory": f"{result.machine.memory_bytes / (1 << 30):.1f} GiB",
+            "versions": ", ".join(f"{name} {number}" for name, number in _versions(result.machine) if number),
         }
     )
+    add_server(report, result.about_server)
     report.section("What was asked for")
     report.table(
         ["phase", "pattern", "seconds", "parameters"],
@@ -147,10 +150,18 @@ def add_load(report: Page, result: LoadResult) -> None:
         ],
         "Service time counts from sending. Batch size (mean), queue (most) and replicas as the server reported them.",
     )
+    if result.targets:
+        _add_targets(report, result.targets)
     if total.counts.errors:
         report.table(["without an answer", "requests"], list(total.counts.errors.items()))
     report.section("Over time")
-    report.chart(stack(result.timeline.t_s, _panels(result), _spans(result.phases)))
+    marks = [Mark(event.name, event.at_s) for event in result.events]
+    report.chart(stack(result.timeline.t_s, _panels(result), _spans(result.phases), marks))
+    if result.events:
+        report.table(
+            ["second", "event", "what was done"],
+            [[round(event.at_s, 1), event.name, event.error or event.detail] for event in result.events],
+        )
     report.section("Latency")
     report.chart(
         tail({"answers": result.distribution}, result.load.limit_s, PERCENTILE_MARKS),
@@ -163,6 +174,28 @@ def add_load(report: Page, result: LoadResult) -> None:
     if total.server.batches:
         report.section("Batches the server ran")
         report.chart(histogram(total.server.batches, "rows, up to", "batches"))
+
+
+def _add_targets(report: Page, targets: Sequence[PhaseResult]) -> None:
+    report.table(
+        ["target", "offered", "offered/s", "goodput/s", "p50", "p99", "failed", "dropped", "batch rows", "versions"],
+        [
+            [
+                t.name,
+                t.counts.offered,
+                f"{t.offered_rps:.1f}",
+                f"{t.goodput_rps:.1f}",
+                ms(t.p50_s),
+                ms(t.p99_s),
+                t.counts.failed,
+                t.counts.dropped,
+                _plain(t.server.batch_rows),
+                ", ".join(f"{name}: {share:.1%}" for name, share in shares(t.counts.versions).items()) or "–",
+            ]
+            for t in targets
+        ],
+        "Each target over all measured phases. Batches are those of its model, whoever asked.",
+    )
 
 
 def latency_by_rate(phases: Sequence[PhaseResult], limit_s: float | None) -> str:
@@ -256,6 +289,30 @@ def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         writer = csv.writer(stream)
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def add_server(report: Page, about: Mapping[str, Any]) -> None:
+    """What is known of the server: its version, its settings, how the models are deployed."""
+    plain = {name: value for name, value in about.items() if not isinstance(value, Mapping)}
+    if plain:
+        report.section("The server")
+        report.pairs(plain)
+    for name, fields in (about.get("models") or {}).items():
+        report.text(f"{name}: " + ", ".join(f"{field} {value}" for field, value in fields.items()))
+    settings = about.get("settings") or {}
+    lines = [f"{section}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for section, values in settings.items()]
+    if lines:
+        report.code("\n".join(lines))
+
+
+def _versions(machine: Machine) -> list[tuple[str, str]]:
+    return [
+        ("Prism", machine.prism),
+        ("Locust", machine.locust),
+        ("Ray", machine.ray),
+        ("ONNX Runtime", machine.onnxruntime),
+        ("NumPy", machine.numpy),
+    ]
 
 
 def _keys(target: dict[str, object]) -> str:
