@@ -27,6 +27,7 @@ class TensorRequest:
         deadline_s: When the answer stops being useful, on `time.monotonic()`.
         priority: INTERACTIVE or BATCH.
         id: The client's request id, or "".
+        trace: The client's W3C traceparent, or "".
     """
 
     rows: int
@@ -35,6 +36,7 @@ class TensorRequest:
     deadline_s: float
     priority: int = INTERACTIVE
     id: str = ""
+    trace: str = ""
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ class MicroBatch:
         deadlines_s: Of each request, on this process's `time.monotonic()`.
         priority: INTERACTIVE or BATCH.
         ids: The clients' request ids, or ().
+        traces: The clients' traceparents, or ().
         arrays: Per signature input: [total_rows, ...], or for a model that is not batched the request's whole
             tensor. Numeric ones are views of the received bytes, aligned and free to be written; BYTES are object
             arrays of `bytes`.
@@ -29,7 +30,7 @@ class MicroBatch:
         source: Which connection it came from.
     """
 
-    __slots__ = ("arrays", "deadlines_s", "ids", "priority", "rows", "source", "tails", "total_rows")
+    __slots__ = ("arrays", "deadlines_s", "ids", "priority", "rows", "source", "tails", "total_rows", "traces")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class MicroBatch:
         priority: int = 0,
         ids: tuple[str, ...] = (),
         source: int = 0,
+        traces: tuple[str, ...] = (),
     ) -> None:
         self.rows = rows
         self.deadlines_s = deadlines_s
@@ -48,6 +50,7 @@ class MicroBatch:
         self.priority = priority
         self.ids = ids
         self.source = source
+        self.traces = traces
         self.total_rows = sum(rows)
 
 

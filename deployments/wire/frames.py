@@ -91,6 +91,7 @@ class Infer(msgspec.Struct, array_like=True, frozen=True):
         sizes: Bytes of each input, all requests together, without padding.
         backlog_rows: What waits in this gateway for this version.
         ids: The clients' request ids, or empty.
+        traces: The clients' traceparents, "" for those without, or empty.
     """
 
     rows: tuple[Rows, ...]
@@ -100,6 +101,7 @@ class Infer(msgspec.Struct, array_like=True, frozen=True):
     sizes: tuple[Size, ...]
     backlog_rows: Size = 0
     ids: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):

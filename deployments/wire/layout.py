@@ -21,7 +21,8 @@ from deployments.wire.frames import ALIGNMENT, Failure, FrameError, Infer, Kind,
 from deployments.wire.strings import decode_strings, encode_strings
 
 JOIN_BYTES = 64 << 10  # below this one copy costs less than handing the kernel many small pieces
-MAX_ID_LENGTH = 128  # ids travel for logs only
+MAX_ID_LENGTH = 128  # ids and traces travel for logs only
+MAX_TRACE_LENGTH = 256
 MAX_MESSAGE_LENGTH = 500
 _PADDING = [bytes(n) for n in range(ALIGNMENT)]
 _NUMPY = {name: np.dtype(code) for name, (code, _) in DTYPES.items()}
@@ -44,6 +45,9 @@ def encode_infer(
     ids: tuple[str, ...] = ()
     if any([request.id for request in requests]):
         ids = tuple([request.id[:MAX_ID_LENGTH] for request in requests])
+    traces: tuple[str, ...] = ()
+    if any([request.trace for request in requests]):
+        traces = tuple([request.trace[:MAX_TRACE_LENGTH] for request in requests])
     meta = Infer(
         rows=tuple([request.rows for request in requests]),
         left_s=tuple([request.deadline_s - now_s for request in requests]),
@@ -52,6 +56,7 @@ def encode_infer(
         sizes=tuple(sizes),
         backlog_rows=backlog_rows,
         ids=ids,
+        traces=traces,
     )
     return _joined(encode_frame(Kind.INFER, meta, call_id, total), chunks, total)
 
@@ -74,6 +79,8 @@ def decode_infer(meta: Infer, payload: Payload, signature: Signature, now_s: flo
     rows = meta.rows
     if not rows or len(meta.left_s) != len(rows) or (meta.ids and len(meta.ids) != len(rows)):
         raise FrameError(f"INFER: {len(rows)} requests, {len(meta.left_s)} times, {len(meta.ids)} ids")
+    if meta.traces and len(meta.traces) != len(rows):
+        raise FrameError(f"INFER: {len(rows)} requests, {len(meta.traces)} traces")
     if max(rows) > signature.max_rows or (not signature.batched and len(rows) != 1):
         raise FrameError(f"INFER: rows {rows} for a model of at most {signature.max_rows} rows a request")
     if any(map(isnan, meta.left_s)):
@@ -92,7 +99,7 @@ def decode_infer(meta: Infer, payload: Payload, signature: Signature, now_s: flo
     if at != payload.size:
         raise FrameError(f"INFER: inputs take {at} bytes, the payload has {payload.size}")
     deadlines_s = tuple([now_s + left_s for left_s in meta.left_s])
-    return MicroBatch(rows, deadlines_s, tuple(arrays), meta.tails, meta.priority, meta.ids, source)
+    return MicroBatch(rows, deadlines_s, tuple(arrays), meta.tails, meta.priority, meta.ids, source, meta.traces)
 
 
 def encode_result(

@@ -128,7 +128,10 @@ class Asked:
         self.replies: list[TensorAnswer | ServingError] = []
         self.expected = np.full((rows, width), 2 * value, np.float32)
         data = np.full((rows, width), value, np.float32).tobytes()
-        request = TensorRequest(rows, ((rows, width),), (data,), time.monotonic() + left_s, id=f"id-{value}")
+        trace = f"00-trace-{value}" if value % 2 else ""
+        request = TensorRequest(
+            rows, ((rows, width),), (data,), time.monotonic() + left_s, id=f"id-{value}", trace=trace
+        )
         self.ticket = client.submit(request, self.replies.append)
 
     @property
@@ -173,6 +176,7 @@ async def test_concurrent_requests_share_a_frame_and_ids_deadlines_and_priority_
     await until(lambda: all(a.replies for a in asked))
     (batch,) = engine.seen
     assert batch.ids == ("id-0", "id-1", "id-2", "id-3")
+    assert batch.traces == ("", "00-trace-1", "", "00-trace-3")
     assert batch.rows == (1, 1, 1, 1)
     assert all(6.0 < deadline_s - time.monotonic() <= 7.0 for deadline_s in batch.deadlines_s)
 
