@@ -307,6 +307,8 @@ class Engine:
                 else:
                     rows += job.parts[position]
                 position += 1
+            if job.errors:
+                _tell_failed(unit)
             outputs: Arrays | None = None
             if rows and job.outputs is not None:
                 whole = not self._signature.batched or rows == job.rows
@@ -377,6 +379,15 @@ class Engine:
                 job.outputs = tuple(np.concatenate(parts) for parts in zip(*answered, strict=True))
             except ValueError:  # outputs whose other dimensions differ from request to request
                 job.errors = {i: job.errors.get(i, _bare(error)) for i in range(len(job.parts))}
+
+
+def _tell_failed(unit: _Unit) -> None:
+    """Log whose requests the runtime failed on, where clients said how to call them."""
+    batch = unit.batch
+    for i, error in unit.errors.items():
+        name, trace = batch.ids[i] if batch.ids else "", batch.traces[i] if batch.traces else ""
+        if isinstance(error, EngineFailed) and (name or trace):
+            log.warning("request %r (traceparent %r) failed: %s", name, trace, error.message)
 
 
 def _bare(error: ServingError) -> ServingError:
