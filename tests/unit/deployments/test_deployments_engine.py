@@ -106,6 +106,15 @@ async def test_poison_fails_alone(bench):
     np.testing.assert_array_equal((await other).outputs[0][:, 0], [18.0])
 
 
+async def test_the_log_names_the_request_that_the_runtime_failed_on_and_no_other(bench, caplog):
+    micro = batch(5.0, POISON, 7.0)
+    micro.ids, micro.traces = ("first", "second", "third"), ("", "00-abc", "")
+    with caplog.at_level("WARNING", "deployments.engine"):
+        assert list((await bench.submit(micro)).errors) == [1]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "second" in line and "00-abc" in line and "poison" in line
+
+
 async def test_a_cancelled_request_is_not_computed(bench):
     bench.runtime.gate.clear()
     first = bench.submit(batch(1.0))
