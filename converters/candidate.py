@@ -29,6 +29,7 @@ class Options:
         labels: Class names by index.
         max_rows: Most rows of one call; 1 means that rows are not batched.
         tolerance: Overrides, as `parity.parse_tolerance` gives them.
+        timing_cache: A file that TensorRT's builder reads and writes: what it measured need not be measured again.
         trust_pickle: Load files that can run code.
         device: "cpu", "gpu" or "auto": where the target is proved and measured, as `runtime.open_runtime` has it.
         threads: Threads to prove and profile with.
@@ -46,6 +47,7 @@ class Options:
     labels: tuple[str, ...] = ()
     max_rows: int = 64
     tolerance: Mapping[str, float] = field(default_factory=dict)
+    timing_cache: Path | None = None
     trust_pickle: bool = False
     device: str = "cpu"
     threads: int = 1

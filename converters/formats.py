@@ -22,6 +22,20 @@ class Format(StrEnum):
     INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
     INT8_DYNAMIC = "int8-dynamic"  # ONNX whose ranges are taken at run time
     INT8_TRT = "int8-trt"  # as INT8, the way TensorRT reads it
+    SAVED_MODEL = "saved-model"  # a TensorFlow SavedModel from elsewhere, not yet checked
+    KERAS = "keras"
+    TENSORFLOW = "tensorflow"  # SavedModel
+    TFLITE_FILE = "tflite-file"  # a TFLite file from elsewhere, not yet checked
+    TFLITE = "tflite"
+    TFLITE_FP16 = "tflite-fp16"
+    TFLITE_DYNAMIC = "tflite-dynamic"  # INT8 weights, ranges of activations at run time
+    TFLITE_INT8 = "tflite-int8"
+    TENSORRT = "tensorrt"  # an engine for data centre GPUs, in the types of the ONNX file
+    TENSORRT_FP16 = "tensorrt-fp16"
+    TENSORRT_INT8 = "tensorrt-int8"
+    TENSORRT_RTX = "tensorrt-rtx"  # an engine for GeForce and RTX GPUs, which is finished on the device
+    TENSORRT_RTX_FP16 = "tensorrt-rtx-fp16"
+    TENSORRT_RTX_INT8 = "tensorrt-rtx-int8"
 
 
 _BY_SUFFIX = {
@@ -31,10 +45,12 @@ _BY_SUFFIX = {
     ".bin": Format.TORCH,
     ".pt2": Format.PT2,
     ".onnx": Format.ONNX_FILE,
+    ".keras": Format.KERAS,
+    ".tflite": Format.TFLITE_FILE,
 }
 
 # A folder is known by a file in it.
-_BY_MEMBER: dict[str, Format] = {}
+_BY_MEMBER = {"saved_model.pb": Format.SAVED_MODEL}
 
 SOURCES = tuple(dict.fromkeys([*_BY_SUFFIX.values(), *_BY_MEMBER.values(), Format.TORCHSCRIPT]))
 

@@ -24,6 +24,7 @@ from converters.runtime import Arrays, Specs
 from converters.samples import labelled, take
 from converters.sealing import check_labels, manifest_of, write_json, write_sample
 
+UNEXECUTED = "built, not executed here: {}. What was compared is the ONNX file it was built from"
 ALONE_ROWS = 3  # rows that are answered alone too
 
 
@@ -84,7 +85,7 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Proof:
         "batching": _brief(batching),
         "evaluation": evaluation.to_json() if evaluation is not None else None,
         "executed": not candidate.unexecuted,
-        "notes": [*notes, *([f"built, not executed here: {candidate.unexecuted}"] if candidate.unexecuted else [])],
+        "notes": [*notes, *([UNEXECUTED.format(candidate.unexecuted)] if candidate.unexecuted else [])],
     }
     write_json(folder / PARITY, written)
     write_manifest(folder, manifest_of(candidate, signature, options, notes=notes))

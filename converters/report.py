@@ -76,11 +76,11 @@ def render(report: Report) -> str:
     body = [
         _tiles(report),
         _list("What is wrong", failures),
-        _outputs(report) if executed else "",
+        _outputs(report),
         _evaluation(parity),
         _costs(report.costs),
         _list("Notes", parity.get("notes", [])),
-        _cases(parity) if executed else "",
+        _cases(parity),
         _facts(report.facts),
     ]
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -140,7 +140,7 @@ def _outputs(report: Report) -> str:
         f"{t['min_top1']:.0%} same top class. Reason: {t['why']}."
     )
     parts = [
-        f"<h2>Answers compared with {escape(report.against)}</h2>",
+        f"<h2>{_whose(report)} compared with {escape(report.against)}</h2>",
         f'<div class="card">{_table(head, rows)}<p class="why">{escape(why)}</p></div>',
     ]
     for o in report.parity["outputs"][:MAX_PLOTTED]:
@@ -156,6 +156,10 @@ def _outputs(report: Report) -> str:
         if cards:
             parts.append(f'<div class="pair" style="margin-top:14px">{"".join(_card(c) for c in cards)}</div>')
     return "\n".join(parts)
+
+
+def _whose(report: Report) -> str:
+    return "Answers" if report.parity.get("executed", True) else "Answers of the ONNX file it was built from,"
 
 
 def _evaluation(parity: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ class Route:
 
 
 _ONNX = ("onnx", "onnxruntime")
+_TFLITE = ("tensorflow", "ai_edge_litert")
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -94,10 +95,87 @@ ROUTES: tuple[Route, ...] = (
         "INT8 for TensorRT: signed, symmetric, explicit Q/DQ",
         calibrates=True,
     ),
+    Route(
+        Format.ONNX,
+        Format.TENSORFLOW,
+        "converters.onnx_tensorflow:convert",
+        ("tensorflow", "onnx"),
+        "SavedModel with the names and free dimensions of the ONNX",
+    ),
+    Route(
+        Format.SAVED_MODEL,
+        Format.TENSORFLOW,
+        "converters.tensorflow_source:convert_saved_model",
+        ("tensorflow",),
+        "the same model, checked",
+    ),
+    Route(
+        Format.KERAS,
+        Format.TENSORFLOW,
+        "converters.keras_tensorflow:convert",
+        ("tensorflow", "keras"),
+        "SavedModel of what the Keras model infers",
+    ),
+    Route(
+        Format.TENSORFLOW,
+        Format.ONNX,
+        "converters.tensorflow_onnx:convert",
+        ("tensorflow", "tf2onnx", *_ONNX),
+        "FP32 ONNX, opset 18",
+    ),
+    *(
+        Route(Format.TENSORFLOW, target, f"converters.tensorflow_tflite:{convert}", _TFLITE, what, calibrates)
+        for target, convert, what, calibrates in (
+            (Format.TFLITE, "convert_float", "TFLite in FP32", False),
+            (Format.TFLITE_FP16, "convert_fp16", "TFLite with FP16 weights: half the size", False),
+            (Format.TFLITE_DYNAMIC, "convert_dynamic", "TFLite with INT8 weights, ranges at run time", False),
+            (Format.TFLITE_INT8, "convert_int8", "TFLite in INT8 throughout", True),
+        )
+    ),
+    Route(
+        Format.TFLITE_FILE,
+        Format.TFLITE,
+        "converters.tensorflow_source:convert_tflite",
+        ("ai_edge_litert",),
+        "the same model, checked",
+    ),
+    *(
+        Route(
+            source,
+            target,
+            "converters.tensorrt_engine:convert",
+            ("tensorrt", "onnxruntime"),
+            f"TensorRT 11 engine in {kind}: of this GPU and version, the end of the way",
+        )
+        for source, target, kind in (
+            (Format.ONNX, Format.TENSORRT, "FP32"),
+            (Format.FP16, Format.TENSORRT_FP16, "FP16"),
+            (Format.INT8_TRT, Format.TENSORRT_INT8, "INT8"),
+        )
+    ),
+    *(
+        Route(
+            source,
+            target,
+            "converters.tensorrt_engine:convert_rtx",
+            ("tensorrt_rtx", "onnxruntime"),
+            f"TensorRT-RTX engine in {kind}, built without a GPU",
+        )
+        for source, target, kind in (
+            (Format.ONNX, Format.TENSORRT_RTX, "FP32"),
+            (Format.FP16, Format.TENSORRT_RTX_FP16, "FP16"),
+            (Format.INT8_TRT, Format.TENSORRT_RTX_INT8, "INT8"),
+        )
+    ),
 )
 
 # The extra of this package that brings a module; what every installation has is not listed.
-EXTRA_OF = {"torch": "torch", "onnxscript": "torch", "safetensors": "torch"}
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "onnxscript", "safetensors"), "torch"),
+    **dict.fromkeys(("tensorflow", "keras", "tf2onnx", "ai_edge_litert"), "tensorflow"),
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+}
 
 
 def targets() -> tuple[Format, ...]:

@@ -1,6 +1,7 @@
 """The other side of `converters.isolated`: `python -m converters.worker REQUEST RESULT` runs one task and exits.
 
-Only runtimes are imported here, never a converter: what runs in this process is what will serve.
+What runs in this process is what will serve: only runtimes are imported, and no converter but the one whose builder
+may abort (an engine's).
 """
 
 from __future__ import annotations
@@ -65,10 +66,18 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return np.array(texts, dtype=np.str_).reshape(array.shape)
 
 
+def engine(request: dict[str, Any]) -> dict[str, Any]:
+    """Build a TensorRT engine; see `converters.tensorrt_engine`."""
+    from converters.tensorrt_engine import build
+
+    return build(request)
+
+
 TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "describe": describe,
     "outputs": outputs,
     "profile": profile,
+    "engine": engine,
 }
 
 

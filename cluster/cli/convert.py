@@ -78,6 +78,9 @@ SOURCE_OPTIONS = (
         help="Where targets are proved and measured.",
     ),
     click.option(
+        "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of TensorRT's timings to reuse."
+    ),
+    click.option(
         "--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself."
     ),
 )
