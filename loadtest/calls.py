@@ -132,6 +132,11 @@ def _inputs(metadata: Any, model: str) -> tuple[TensorSpec, ...]:
 
 
 def _json_body(inputs: tuple[TensorSpec, ...], tensors: Mapping[str, Array]) -> tuple[bytes, dict[str, str]]:
+    for spec in inputs:
+        if spec.dtype == "FP16":
+            raise InvalidRequest(f"targets.encoding: input {spec.name!r} is FP16, which has no JSON form; use binary")
+        if spec.dtype == "BYTES" and not _is_text(tensors[spec.name]):
+            raise InvalidRequest(f"targets.encoding: input {spec.name!r} is not UTF-8 text; use binary")
     body = {
         "inputs": [
             {
@@ -172,6 +177,13 @@ def _raw_body(inputs: tuple[TensorSpec, ...], tensors: Mapping[str, Array]) -> t
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": "0",
     }
+
+
+def _is_text(array: Array) -> bool:
+    try:
+        return all(item.decode() is not None for item in elements(array))
+    except UnicodeDecodeError:
+        return False
 
 
 def _head(spec: TensorSpec, array: Array) -> dict[str, Any]:

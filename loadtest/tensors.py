@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +19,22 @@ Array = NDArray[Any]
 
 
 def read_sample(source: str) -> dict[str, Array]:
-    """Arrays by input name from an `.npz` file, or from the sample in an artifact's folder; no pickle is read.
+    """Arrays by input name: from an `.npz` file, the sample in an artifact's folder, or a `.json` file that holds a
+    request of the Open Inference Protocol. No pickle is read.
 
     Raises: InvalidRequest.
     """
     file = Path(source)
     if file.is_dir():
         file = file / SAMPLE
+    if file.suffix == ".json":
+        return _from_request(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (AttributeError, TypeError):
+        raise InvalidRequest(f"sample: {file}: expected .npz with an array per input, got one array") from None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidRequest(f"sample: {file}: {reason}") from None
 
@@ -52,7 +59,7 @@ def from_sample(
                 array = array[(variant * rows + np.arange(rows)) % len(array)]
             if not spec.admits(array.shape):
                 raise InvalidRequest(f"sample.{spec.name}: expected {list(spec.shape)}, got {list(array.shape)}")
-            tensors[spec.name] = array if spec.dtype == "BYTES" else np.ascontiguousarray(array, dtype=spec.numpy)
+            tensors[spec.name] = array if spec.dtype == "BYTES" else _as(spec, array)
         sets.append(tensors)
     return sets
 
@@ -82,6 +89,41 @@ def generated(
         plain.append((spec, head + tail))
     rng = np.random.default_rng(seed)
     return [{spec.name: _random(spec, shape, rng) for spec, shape in plain} for _ in range(variants)]
+
+
+def _from_request(file: Path) -> dict[str, Array]:
+    try:
+        request = json.loads(file.read_bytes())
+        return {
+            item["name"]: np.array(item["data"], dtype=TensorSpec(item["name"], item["datatype"], ()).numpy).reshape(
+                item["shape"]
+            )
+            for item in request["inputs"]
+        }
+    except OSError as error:
+        raise InvalidRequest(f"sample: {file}: {error.strerror}") from None
+    except KeyError as error:
+        raise InvalidRequest(
+            f"sample: {file}: inputs need name, datatype, shape and data; {error} is missing"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"sample: {file}: {error}") from None
+
+
+def _as(spec: TensorSpec, array: Array) -> Array:
+    """`array` in the spec's type. Raises: InvalidRequest for one that would lose what it says, such as 0.5 as INT64."""
+    if not (np.can_cast(array.dtype, spec.numpy, casting="same_kind") or _fits(spec, array)):
+        raise InvalidRequest(f"sample.{spec.name}: expected {spec.dtype}, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=spec.numpy)
+
+
+def _fits(spec: TensorSpec, array: Array) -> bool:
+    """Whether integers of another kind (all of them, in this array) are values of the spec's type."""
+    wanted = np.dtype(spec.numpy)
+    if array.dtype.kind not in "iu" or wanted.kind not in "iu":
+        return False
+    bounds = np.iinfo(wanted)
+    return array.size == 0 or bool(array.min() >= bounds.min and array.max() <= bounds.max)
 
 
 def elements(array: Array) -> list[bytes]:
