@@ -65,20 +65,22 @@ def up(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Home(home)
     settings = merged(read_settings(config), http_port, grpc_port, http_host, node_ip)
-    boot = place.running()
-    if boot is None:
-        started_s = time.monotonic()
-        boot = _start(place, settings, address, join, lambda step: None if as_json else click.echo(step))
-        took_s = round(time.monotonic() - started_s, 1)
-        emit({**_facts(boot), "already_up": False, "seconds": took_s}, as_json, f"up in {took_s} s; {_text(boot)}")
-    else:
-        emit({**_facts(boot), "already_up": True}, as_json, f"already up; {_text(boot)}")
-    if block:
-        try:
+    try:
+        boot = place.running()
+        if boot is None:
+            started_s = time.monotonic()
+            boot = _start(place, settings, address, join, lambda step: None if as_json else click.echo(step))
+            took_s = round(time.monotonic() - started_s, 1)
+            emit({**_facts(boot), "already_up": False, "seconds": took_s}, as_json, f"up in {took_s} s; {_text(boot)}")
+        else:
+            emit({**_facts(boot), "already_up": True}, as_json, f"already up; {_text(boot)}")
+        if block:
             follow(place)
-        except KeyboardInterrupt:
-            click.echo("stopping", err=True)
-            take_down(place)
+    except KeyboardInterrupt:
+        if not block:
+            raise
+        click.echo("stopping", err=True)
+        take_down(place)
 
 
 @click.command(epilog="Example: prism down --home .prism")

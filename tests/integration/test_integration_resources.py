@@ -1,0 +1,211 @@
+"""What replicas need, on a node with one logical GPU; and the errors an operator makes, which change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from onnx_models import mlp_artifact
+from running import PRISM, Prism, free_port
+from traffic import Traffic
+
+pytestmark = pytest.mark.integration
+
+ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
+
+
+def body(_):
+    return ROW, None
+
+
+@pytest.fixture(scope="module")
+def gpu_node():
+    """A Prism of this module's own: 8 CPUs, one GPU that only Ray's bookkeeping knows, and a label."""
+    with tempfile.TemporaryDirectory(prefix="prism-resources-") as folder:
+        made = Prism(Path(folder) / "home", free_port())
+        settings = Path(folder) / "settings.yaml"
+        settings.write_text("ray: {num_cpus: 8, num_gpus: 1, labels: {pool: red}}\ngateway: {max_deadline_s: 60}\n")
+        try:
+            made.cli("up", "--http-port", str(made.port), "--grpc-port", str(free_port()), "--config", str(settings))
+            made.cli("publish", "m", str(mlp_artifact(Path(folder) / "m", seed=1).path))
+            made.cli("deploy", "m:1", "--cpus", "0.1")
+            yield made
+        finally:
+            made.cli("down", check=False)
+
+
+def version_of(prism, model, version="1"):
+    found = {each["model"]: each for each in prism.json("status")["models"]}
+    return next(each for each in found[model]["versions"] if each["version"] == version)
+
+
+def waits(prism, model, why, version="1"):
+    """Once a replica of the version waits for a node because of `why`."""
+
+    def told():
+        status = prism.store.statuses(model).get(version)
+        return status is not None and status.pending and why in status.reason
+
+    prism.until(told, 60)
+
+
+@pytest.fixture
+def published(gpu_node, tmp_path, request):
+    """A model of the test's own."""
+    name = request.node.name.replace("[", "-").replace("]", "")[-40:].strip("-_")
+    gpu_node.cli("publish", name, str(mlp_artifact(tmp_path / "a", seed=3).path))
+    yield name
+    gpu_node.store.remove(gpu_node.store.read(name), by="test")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--gpus", "2", "--allow-cpu"), "1 replica waits: no node has 2 GPUs: the largest has 1"),
+        (("--cpus", "64"), "1 replica waits: no node has 64 CPUs: the largest has 8"),
+        (("--memory", "4T"), "1 replica waits: no node has 4096.0 GiB of memory: the largest has"),
+        (("--on", "pool=blue"), "1 replica waits: no node has pool=blue (pool: red)"),
+    ],
+)
+def test_what_no_node_has_is_waited_for_and_status_says_what(gpu_node, published, options, why):
+    with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=1, pause_s=0.02) as traffic:
+        gpu_node.cli("deploy", f"{published}:1", "--cpus", "0.1", *options, "--no-wait")
+        waits(gpu_node, published, why)
+        version = version_of(gpu_node, published)
+        assert (version["state"], version["replicas"], version["pending"]) == ("LOADING", 0, 1)
+        assert why in gpu_node.cli("status", published).stdout
+        back = ("--gpus", "0", "--accelerator", "cpu", "--cpus", "0.1", "--memory", "auto", "--on", "pool=red")
+        assert gpu_node.json("deploy", f"{published}:1", *back)["state"] == "READY"
+    assert traffic.outcome.ok and not traffic.outcome.failed
+
+
+def test_replicas_share_a_gpu_and_the_next_one_waits_for_room(gpu_node, published):
+    share = ("--cpus", "0.1", "--gpus", "0.5", "--allow-cpu")
+    gpu_node.cli("deploy", f"{published}:1", *share, "--min", "2", "--max", "3")
+    version = version_of(gpu_node, published)
+    assert (version["replicas"], version["accelerator"]) == (2, "gpu")
+    (node,) = gpu_node.json("status")["nodes"]["nodes"]
+    assert node["used"]["GPU"] == 1
+    gpu_node.cli("scale", f"{published}:1", "--min", "3")
+    waits(gpu_node, published, "no node has 0.5 GPUs free: at most 0 of 1 GPU")
+    assert version_of(gpu_node, published)["state"] == "READY"
+    assert gpu_node.get(f"/v2/models/{published}/ready")[0] == 200
+
+
+def test_a_gpu_that_cannot_be_used_fails_the_version_unless_the_cpu_was_allowed(gpu_node, published):
+    done = gpu_node.cli("deploy", f"{published}:1", "--cpus", "0.1", "--accelerator", "gpu", check=False)
+    assert done.returncode == 1
+    assert "EngineFailed: accelerator: expected gpu, but this ONNX Runtime offers" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_status_tells_how_a_replica_started(gpu_node):
+    (start,) = gpu_node.until(lambda: version_of(gpu_node, "m")["starts"])
+    assert {"process", "fetch", "load", "warm-up", "listen"} == set(start["steps"])
+    assert 0 < sum(start["steps"].values()) < 120
+    assert "started in" in gpu_node.cli("status", "m").stdout
+
+
+def test_watching_shows_the_rates_of_real_traffic(gpu_node):
+    watching = subprocess.Popen(
+        [PRISM, "status", "m", "--watch", "--json", "--home", str(gpu_node.home)], stdout=subprocess.PIPE, text=True
+    )
+    with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=2, pause_s=0.01) as traffic:
+        traffic.wait_for(20)
+        lines = [json.loads(watching.stdout.readline()) for _ in range(4)]
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 0
+    rates = [line["models"][0]["versions"][0]["live"] for line in lines]
+    assert rates[-1]["requests_per_s"] > 1 and rates[-1]["errors_per_s"] == 0
+    assert 0 < rates[-1]["p99_s"] < 30 and rates[-1]["batch_rows"] >= 1
+
+
+async def open_loop(url, at_s, schedule):
+    """Status of a request sent at each of `schedule` (seconds after `at_s` on this loop's clock), answered or not."""
+    loop = asyncio.get_running_loop()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+
+        async def one(due_s):
+            await asyncio.sleep(max(0.0, at_s + due_s - loop.time()))
+            async with session.post(url, json=ROW) as response:
+                await response.read()
+                return response.status
+
+        return await asyncio.gather(*(one(due_s) for due_s in schedule))
+
+
+async def test_a_version_that_sleeps_and_wakes_twice_answers_every_request_of_an_open_loop(gpu_node, published):
+    url = gpu_node.url(f"/v2/models/{published}/infer")
+    await asyncio.to_thread(
+        gpu_node.cli, "deploy", f"{published}:1", "--cpus", "0.1", "--min", "0", "--max", "1", "--idle-after", "2"
+    )
+
+    def asleep():
+        return gpu_node.store.statuses(published)["1"].state == "ASLEEP" and not gpu_node.replica_pids(published)
+
+    for _ in range(2):
+        await asyncio.to_thread(gpu_node.until, asleep, 60)
+        # Ten a second from the first on, whether or not anybody is awake yet.
+        statuses = await open_loop(url, asyncio.get_running_loop().time(), [n / 10 for n in range(60)])
+        assert statuses == [200] * 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("deploy", "m:1", "--gpus", "1.5"), "deploy.num_gpus: expected a share up to 1, or a whole number"),
+        (("deploy", "m:1", "--on", "A100"), "on: expected LABEL=VALUE"),
+        (("deploy", "m:1", "--memory", "much"), "memory: expected a size"),
+        (("scale", "m:1", "--min", "5", "--max", "2"), "deploy.min_replicas: expected 0 to max_replicas, got 5"),
+        (("drain", "10.9.9.9"), "node: '10.9.9.9' names none; there are:"),
+    ],
+)
+def test_an_operators_mistake_is_one_line_and_changes_nothing(gpu_node, arguments, told):
+    before = gpu_node.store.read("m")
+    replicas = gpu_node.replica_pids("m")
+    done = gpu_node.cli(*arguments, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and told in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert gpu_node.store.read("m") == before and gpu_node.replica_pids("m") == replicas
+
+
+def test_a_second_prism_that_cannot_start_says_why_and_leaves_the_first_alone(gpu_node, tmp_path):
+    other = Prism(tmp_path / "other", free_port())
+    with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=1, pause_s=0.02) as traffic:
+        taken = other.cli("up", "--http-port", str(gpu_node.port), check=False)
+        assert taken.returncode == 1
+        assert f"port {gpu_node.port}" in taken.stderr and len(taken.stderr.strip().splitlines()) == 1
+        settings = tmp_path / "settings.yaml"
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            port = nobody.getsockname()[1]
+            settings.write_text(f"store: {{url: 'redis://:secret@127.0.0.1:{port}/0'}}\n")
+            unreachable = other.cli("up", "--http-port", "0", "--config", str(settings), check=False)
+        assert unreachable.returncode == 1
+        assert f"127.0.0.1:{port}" in unreachable.stderr and "secret" not in unreachable.stderr
+        assert len(unreachable.stderr.strip().splitlines()) == 1
+        traffic.wait_for(5)
+    assert not traffic.outcome.failed
+    assert other.cli("down").stdout.startswith("nothing is running")
+
+
+def test_a_prism_in_the_foreground_ends_whole_when_it_is_terminated(tmp_path):
+    home = Prism(tmp_path / "home", free_port())
+    up = [PRISM, "up", "--block", "--http-port", str(home.port), "--home", str(home.home)]
+    foreground = subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any(line.startswith("up in") for line in foreground.stdout)
+        foreground.terminate()
+        assert foreground.wait(60) == 0, foreground.stderr.read()
+        assert home.cli("down").stdout.startswith("nothing is running")
+    finally:
+        foreground.kill()
+        home.cli("down", check=False)
