@@ -127,15 +127,28 @@ def undeployed(document: ModelDocument, version: str, force: bool = False) -> Mo
     )
 
 
-def scaled(document: ModelDocument, version: str, min_replicas: int | None, max_replicas: int | None) -> ModelDocument:
-    """With other bounds for the number of replicas (None: as it is). Raises: Conflict if it is not deployed."""
+def scaled(
+    document: ModelDocument,
+    version: str,
+    min_replicas: int | None,
+    max_replicas: int | None,
+    weight: float | None = None,
+    priority: int | None = None,
+) -> ModelDocument:
+    """With other bounds for the number of replicas, or another part of what is scarce (None: as it is).
+
+    Raises: Conflict if it is not deployed.
+    """
     settings = document.record(version).deploy
     if settings is None:
         name = f"{document.name}:{version}"
         raise Conflict(f"{name} is not deployed, so it has no replicas to scale (prism deploy {name})")
     least = settings.min_replicas if min_replicas is None else min_replicas
     most = settings.max_replicas if max_replicas is None else max_replicas
-    return deployed(document, version, replace(settings, min_replicas=least, max_replicas=most))
+    part = settings.weight if weight is None else weight
+    rank = settings.priority if priority is None else priority
+    bounds = replace(settings, min_replicas=least, max_replicas=most, weight=part, priority=rank)
+    return deployed(document, version, bounds)
 
 
 def split_to(document: ModelDocument, split: TrafficSplit, statuses: Statuses) -> ModelDocument:

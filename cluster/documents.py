@@ -46,7 +46,10 @@ class DeploySettings:
     max_queue_rows: int = 1024  # per replica
     default_deadline_s: float = 30.0
     target_utilisation: float = 0.7
-    down_after_s: float = 30.0  # demand must have stayed lower for so long before a replica goes
+    objective_s: float = 0.5  # a row should be answered within this time: what waits for longer asks for replicas
+    weight: float = 1.0  # its part of what the cluster has, next to versions of the same priority that want more
+    priority: int = 0  # larger goes first where the cluster has too little
+    down_after_s: float = 60.0  # demand must have stayed lower for so long before a replica goes
     idle_after_s: float = 60.0  # with min_replicas 0: the last replica goes after so long without a request
     attempt: int = 0  # counts deploys of a version that had FAILED: another number is another try
 
@@ -65,6 +68,9 @@ class DeploySettings:
             ("down_after_s", 0 <= self.down_after_s <= 86400, "0 to 86400 seconds"),
             ("idle_after_s", 0 <= self.idle_after_s <= 86400, "0 to 86400 seconds"),
             ("attempt", self.attempt >= 0, "0 or more"),
+            ("objective_s", 0.001 <= self.objective_s <= 3600, "0.001 to 3600 seconds"),
+            ("weight", 0.001 <= self.weight <= 1000, "0.001 to 1000"),
+            ("priority", -1000 <= self.priority <= 1000, "-1000 to 1000"),
             ("target_utilisation", 0.05 <= self.target_utilisation <= 1, "0.05 to 1"),
         ):
             if not ok:
@@ -164,6 +170,7 @@ class VersionStatus:
     `ready_once`: a replica of this digest was ready since the version was deployed. `spec`: the `spec_of` that all
     its replicas run, "" while a change is under way. Of `target_replicas`, `replicas` answer and `pending` wait for a
     node that has what they need; the others are starting. `accelerator` is what they are placed for: "cpu" or "gpu".
+    `scaling` is the last change of their number and why.
     """
 
     version: str
@@ -177,6 +184,7 @@ class VersionStatus:
     at_s: float = 0.0
     pending: int = 0
     accelerator: str = ""
+    scaling: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,16 +141,20 @@ def scale(
     *,
     min_replicas: int | None = None,
     max_replicas: int | None = None,
+    weight: float | None = None,
+    priority: int | None = None,
     by: str,
     reason: str = "",
     expect_revision: int | None = None,
 ) -> ModelDocument:
-    """Change the bounds of a version's replicas; those that run are left running."""
+    """Change the bounds of a version's replicas and its part of what is scarce; those that run are left running."""
     return _apply(
         store,
         target.model,
         "scale",
-        lambda document: changes.scaled(document, _named(document, target), min_replicas, max_replicas),
+        lambda document: changes.scaled(
+            document, _named(document, target), min_replicas, max_replicas, weight, priority
+        ),
         by,
         reason,
         expect_revision,

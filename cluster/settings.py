@@ -95,6 +95,17 @@ class ArtifactSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What all replicas together may use; versions that want more share it by weight and priority.
+
+    0: what the nodes have; no limit where nodes are added when replicas wait (`ray.autoscaling_config`).
+    """
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything `prism up --config FILE` accepts."""
 
@@ -104,6 +115,7 @@ class Settings:
     ray: RaySettings = field(default_factory=RaySettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
         for name, ok, expected in (
@@ -116,6 +128,8 @@ class Settings:
             ("ray.port", 0 <= self.ray.port <= 65535, "0 to 65535"),
             ("ray.node_ip", _is_address(self.ray.node_ip), "an IP address"),
             ("ray.num_cpus", self.ray.num_cpus >= 0, "0 or more"),
+            ("limits.cpus", self.limits.cpus >= 0, "0 or more"),
+            ("limits.gpus", self.limits.gpus >= 0, "0 or more"),
             ("ray.object_store_bytes", self.ray.object_store_bytes >= 80 << 20, "at least 83886080"),
         ):
             if not ok:

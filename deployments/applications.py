@@ -19,11 +19,12 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import __version__
 from cluster.documents import DeploySettings, VersionRecord
+from cluster.policy.load import LOOK_BACK_S, METRICS_INTERVAL_S
 from cluster.policy.placement import Demand
 from cluster.settings import GatewaySettings
 from deployments.app_names import app_name as app_name
 from deployments.app_names import parse_app_name as parse_app_name
-from deployments.scaling import LOOK_BACK_S, METRICS_INTERVAL_S, policy_arguments
+from deployments.scaling import policy_arguments
 
 CONTROLLER_APP = "prism-controller"
 GATEWAY_APP = "prism-gateway-"  # followed by the node's id
@@ -35,12 +36,13 @@ _CONTROL = {"max_ongoing_requests": 1000, "graceful_shutdown_wait_loop_s": 0.5, 
 
 
 def model_application(
-    model: str, record: VersionRecord, demand: Demand, max_deadline_s: float, fresh: bool
+    model: str, record: VersionRecord, demand: Demand, max_deadline_s: float, fresh: bool, granted: int = 0
 ) -> Application:
     """The application that serves `record`, whose `deploy` must be set and whose replicas need `demand` each.
 
     `fresh` says that Serve does not have it yet. Otherwise it keeps as many replicas as it has: Serve would set the
-    count to `initial_replicas` with every change of settings.
+    count to `initial_replicas` with every change of settings. `granted` bounds the replicas where others need the
+    resources (0: it does not).
     """
     from deployments.replica import ModelReplica
 
@@ -53,7 +55,7 @@ def model_application(
         version=_hash(__version__, asdict(identity), actor, accelerator),
         ray_actor_options=actor,
         user_config=asdict(deploy),
-        autoscaling_config=_autoscaling(deploy, fresh),
+        autoscaling_config=_autoscaling(deploy, fresh, granted),
         max_ongoing_requests=1000,
         health_check_period_s=2.0,
         health_check_timeout_s=5.0,
@@ -135,7 +137,7 @@ def accelerator_of(demand: Demand, cpu_fallback: bool) -> str:
     return "auto" if cpu_fallback else "gpu"
 
 
-def _autoscaling(deploy: DeploySettings, fresh: bool) -> AutoscalingConfig:
+def _autoscaling(deploy: DeploySettings, fresh: bool, granted: int) -> AutoscalingConfig:
     return AutoscalingConfig(
         min_replicas=deploy.min_replicas,
         initial_replicas=max(1, deploy.min_replicas) if fresh else None,
@@ -145,7 +147,7 @@ def _autoscaling(deploy: DeploySettings, fresh: bool) -> AutoscalingConfig:
         upscale_delay_s=0.0,
         downscale_delay_s=0.0,  # ScalePolicy decides when
         policy=AutoscalingPolicy(
-            policy_function="deployments.scaling:ServeScale", policy_kwargs=policy_arguments(deploy)
+            policy_function="deployments.scaling:ServeScale", policy_kwargs=policy_arguments(deploy, granted)
         ),
     )
 

@@ -29,6 +29,8 @@ from cluster.store.redis import RedisStore
 from deployments import applications as apps
 from deployments.nodes import Nodes, serve_seen
 from deployments.placing import Placing
+from deployments.scaling import read_notes
+from deployments.sharing import capacity_of, claims_of, granted, with_grants, with_scaling
 
 log = logging.getLogger("ray.serve")
 
@@ -108,6 +110,10 @@ class Reconciler:
         self._placing.look(self._live.values(), unplaced, time.monotonic())
         before = self._before(documents, wanted)
         demands = {name: self._placing.demand(record, before.get(name)) for name, record in records.items()}
+        notes = read_notes(wanted)
+        claims = claims_of(documents, records, demands, notes, seen, time.time())
+        grants = granted(wanted, claims, capacity_of(self._live.values(), self._settings))
+        wanted = with_grants(wanted, grants)
         decided = plan(wanted, seen, self._memory, before, time.monotonic())
         self._memory = decided.memory
         for name in decided.delete:
@@ -125,6 +131,7 @@ class Reconciler:
                         demands[name],
                         self._settings.gateway.max_deadline_s,
                         fresh=name not in seen,
+                        granted=grants.get(name, 0),
                     ),
                 )
             except Exception as error:  # one version's trouble must not keep the others from being served
@@ -133,7 +140,8 @@ class Reconciler:
                 decided.statuses[name] = refused(decided.statuses[name], reason[:500])
                 self._memory[name] = after_refusal(self._memory[name], reason[:500], time.monotonic())
         for name, status in decided.statuses.items():
-            decided.statuses[name] = self._placing.explain(name, status, demands[name], time.monotonic())
+            explained = self._placing.explain(name, status, demands[name], time.monotonic())
+            decided.statuses[name] = with_scaling(explained, notes.get(name), grants.get(name))
         self._report(documents, wanted, seen, decided.statuses)
         self.settled = (
             nodes_settled

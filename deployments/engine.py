@@ -115,6 +115,7 @@ class Engine:
         self.rows_done = 0
         self.batches = 0
         self.busy_s = 0.0
+        self.expected_s = 0.0  # what the batches behind `busy_s` should have taken by the costs
 
     def start(self) -> None:
         self._thread.start()
@@ -289,6 +290,7 @@ class Engine:
         """Back on the loop: hand every unit its rows."""
         self._running = None
         self.busy_s += job.compute_s
+        self.expected_s += self._policy.costs.run_s(job.rows)
         self.batches += 1
         self.rows_done += job.rows
         if not self._closed:

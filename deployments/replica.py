@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from cluster.artifacts_store import ArtifactStore
 from cluster.documents import DeploySettings, VersionRecord
 from cluster.errors import ArtifactCorrupt
 from cluster.policy.batch import BatchPolicy
+from cluster.policy.load import Counters, LoadMeter
 from cluster.settings import Boot
 from converters.runtime import Runtime, open_runtime
-from deployments import scaling, startup
+from deployments import startup
 from deployments.engine import Engine
 from deployments.memory import freeze_start_up
 from deployments.startup import Stopwatch
@@ -77,11 +79,12 @@ class ModelReplica:
                 digest=self._record.digest,
             ),
         )
-        self._counted = (time.monotonic(), 0, 0, 0.0)
-        self._capacity = self._costs.rows_per_s(self._record.signature.max_rows)
         freeze_start_up()
         watch.lap(startup.LISTEN)
         self._start = watch.finished()
+        self._meter = LoadMeter(
+            Counters(time.monotonic()), self._costs.rows_per_s(policy.max_rows), self._start.total_s
+        )
         log.info("%s:%s %s", model, self._record.version, self._start)
 
     def _fetch(self, boot: Boot) -> Artifact:
@@ -113,20 +116,12 @@ class ModelReplica:
         return {**self._wire.addresses(), startup.METADATA: self._start.encode()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Rates since the last call, and what waits now; names are in `deployments.scaling`."""
+        """Rates since the last call, and what waits now; `cluster.policy.load.ReplicaLoad` has the names."""
         engine = self._engine
-        now_s, rows_in, rows_done, busy_s = time.monotonic(), engine.rows_in, engine.rows_done, engine.busy_total_s()
-        before_s, rows_in_before, done_before, busy_before_s = self._counted
-        elapsed_s = max(now_s - before_s, 1e-3)
-        self._counted = (now_s, rows_in, rows_done, busy_s)
-        return {
-            scaling.ROWS_IN: (rows_in - rows_in_before) / elapsed_s,
-            scaling.ROWS_DONE: (rows_done - done_before) / elapsed_s,
-            scaling.QUEUE: float(engine.queue_rows()),
-            scaling.BACKLOG: float(self._wire.backlog_rows()),
-            scaling.BUSY: min(1.0, max(0.0, (busy_s - busy_before_s) / elapsed_s)),
-            scaling.CAPACITY: self._capacity,
-        }
+        now = Counters(
+            time.monotonic(), engine.rows_in, engine.rows_done, engine.busy_total_s(), engine.busy_s, engine.expected_s
+        )
+        return asdict(self._meter.read(now, engine.queue_rows(), self._wire.backlog_rows()))
 
     async def check_health(self) -> None:
         """Raises if the engine has hung."""
@@ -145,7 +140,7 @@ class ModelReplica:
 
 
 def used_device(runtime: Runtime) -> str:
-    """"cpu" or "gpu": what a runtime that was free to choose computes on."""
+    """ "cpu" or "gpu": what a runtime that was free to choose computes on."""
     return "cpu" if str(getattr(runtime, "provider", "")).startswith("CPU") else "gpu"
 
 

@@ -1,78 +1,123 @@
 """Ray Serve's side of autoscaling: replicas' statistics in, `ScalePolicy`'s count out.
 
-Serve asks the policy about once a loop with what `record_autoscaling_stats` returned on every replica. It runs in
-Serve's controller process, so this module imports nothing heavy.
+Serve asks the policy in every turn of its control loop, with what `record_autoscaling_stats` returned on every replica.
+It runs in Serve's controller process, so this module imports nothing heavy. What it decides is noted where Prism's
+controller finds it: in Ray's key-value store, which both reach.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import msgspec
+
 from cluster.documents import DeploySettings
-from cluster.policy.scale import Load, Memory, ScalePolicy
+from cluster.policy.load import Load, ReplicaLoad, load_of
+from cluster.policy.scale import Memory, ScalePolicy
 
 log = logging.getLogger("ray.serve")
 
-ROWS_IN, ROWS_DONE, QUEUE, BACKLOG, BUSY, CAPACITY = (
-    "rows_per_s",
-    "done_per_s",
-    "queue_rows",
-    "backlog_rows",
-    "busy_share",
-    "capacity_rows_per_s",
-)
-METRICS_INTERVAL_S = 0.5
-LOOK_BACK_S = 2.0
+_FIELDS = tuple(field.name for field in fields(ReplicaLoad))
+_NAMESPACE = b"prism-scaling"
+NOTE_EVERY_S = 5.0  # a note that stays the same is written again so often, so that an old one can be told
+NOTE_VALID_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What was decided for an application last.
+
+    Attributes:
+        wants: Replicas it would have without a limit set for others' sake.
+        changed: The last change with its reason, such as `2 -> 4: up: ...`; "" before the first.
+        at_s: Unix time of the writing.
+    """
+
+    wants: int
+    changed: str = ""
+    at_s: float = 0.0
 
 
 class ServeScale:
-    """A Serve custom autoscaling policy around `ScalePolicy`; it keeps the policy's memory between calls."""
+    """A Serve custom autoscaling policy around `ScalePolicy`; it keeps the policy's memory between calls.
 
-    def __init__(self, **policy: float) -> None:
+    `granted` bounds the count where others need the resources; the policy reckons with its own `max_replicas`.
+    """
+
+    def __init__(self, granted: int = 0, **policy: float) -> None:
         self._policy = ScalePolicy(**policy)  # type: ignore[arg-type]
+        self._granted = granted or self._policy.max_replicas
         self._memory = Memory()
-        self._said = ""
+        self._note = Note(0)
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        verdict = self._policy.decide(load_of(ctx), self._memory, time.monotonic())
+        verdict = self._policy.decide(load_from(ctx), self._memory, time.monotonic())
         self._memory = verdict.memory
-        if verdict.replicas != ctx.target_num_replicas and verdict.reason != self._said:
-            self._said = verdict.reason
-            log.info("scale %s: %d -> %d (%s)", ctx.app_name, ctx.target_num_replicas, verdict.replicas, verdict.reason)
-        return verdict.replicas, {"reason": verdict.reason}
+        replicas = min(verdict.replicas, self._granted)
+        changed = self._note.changed
+        if replicas != ctx.target_num_replicas:
+            changed = f"{ctx.target_num_replicas} -> {replicas}: {verdict.reason}"
+            log.info("scale %s: %s", ctx.app_name, changed)
+        self._write(ctx.app_name, Note(verdict.replicas, changed, time.time()))
+        return replicas, {"reason": verdict.reason}
+
+    def _write(self, app: str, note: Note) -> None:
+        last = self._note
+        if replace(note, at_s=last.at_s) == last and note.at_s - last.at_s < NOTE_EVERY_S:
+            return
+        self._note = note
+        try:
+            write_note(app, note)
+        except Exception:  # a decision must not fail because nobody can be told of it
+            log.exception("the decision for %s could not be noted", app)
 
 
-def load_of(ctx: Any) -> Load:
+def load_from(ctx: Any) -> Load:
     """The version's load from Serve's AutoscalingContext."""
     metrics: Mapping[str, Mapping[Any, float]] = ctx.aggregated_metrics or {}
-    running = set(ctx.running_replicas)
-
-    def total(name: str) -> float:
-        return sum(value for replica, value in metrics.get(name, {}).items() if replica in running)
-
-    reported = sum(1 for replica in metrics.get(BUSY, {}) if replica in running)
-    return Load(
-        replicas=reported,
-        target=ctx.target_num_replicas,
-        rows_per_s=total(ROWS_IN),
-        done_per_s=total(ROWS_DONE),
-        queue_rows=total(QUEUE),
-        backlog_rows=total(BACKLOG),
-        busy_share=total(BUSY) / reported if reported else 0.0,
-        capacity_rows_per_s=max(metrics.get(CAPACITY, {}).values(), default=0.0),
-        wanted=bool(ctx.total_num_requests),
-    )
+    reported = metrics.get("busy_share", {})
+    reports = [
+        ReplicaLoad(**{name: metrics.get(name, {}).get(replica, 0.0) for name in _FIELDS})
+        for replica in ctx.running_replicas
+        if replica in reported
+    ]
+    return load_of(reports, ctx.target_num_replicas, bool(ctx.total_num_requests))
 
 
-def policy_arguments(deploy: DeploySettings) -> dict[str, float]:
-    """Keyword arguments of `ScalePolicy` for a version's settings."""
+def policy_arguments(deploy: DeploySettings, granted: int = 0) -> dict[str, float]:
+    """Keyword arguments of `ServeScale` for a version's settings; `granted` 0: as many as it may have."""
     return {
         "min_replicas": deploy.min_replicas,
         "max_replicas": deploy.max_replicas,
         "target_utilisation": deploy.target_utilisation,
+        "objective_s": deploy.objective_s,
         "down_after_s": deploy.down_after_s,
         "idle_after_s": deploy.idle_after_s,
+        "granted": granted,
     }
+
+
+def write_note(app: str, note: Note) -> None:
+    """Keep a decision where `read_notes` finds it. Call it in a process that Ray started."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(app.encode(), msgspec.json.encode(asdict(note)), overwrite=True, namespace=_NAMESPACE)
+
+
+def read_notes(apps: Iterable[str]) -> dict[str, Note]:
+    """The last decision for each application that has one. Call it in a process that Ray started."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found: dict[str, Note] = {}
+    for app in apps:
+        raw = _internal_kv_get(app.encode(), namespace=_NAMESPACE)
+        if raw:
+            try:
+                found[app] = msgspec.json.decode(raw, type=Note)
+            except msgspec.DecodeError:  # another release's
+                continue
+    return found

@@ -65,6 +65,9 @@ def publish(model: str, artifact_dir: Path, allow_same: bool, reason: str, home:
 @click.option("--queue-rows", "max_queue_rows", type=int, help="Most rows that wait in one replica.")
 @click.option("--deadline", "default_deadline_s", type=float, help="Seconds, for requests that state no deadline.")
 @click.option("--utilisation", "target_utilisation", type=float, help="Share of the time replicas should be busy.")
+@click.option("--objective-ms", type=float, help="A row should be answered within so long: it sets how many replicas.")
+@click.option("--weight", type=float, help="Its part where versions share what is scarce.")
+@click.option("--priority", type=int, help="Larger goes first where the cluster has too little.")
 @click.option("--down-after", "down_after_s", type=float, help="Seconds of lower demand before a replica goes.")
 @click.option("--idle-after", "idle_after_s", type=float, help="With --min 0: seconds without a request until asleep.")
 @click.option("--no-wait", is_flag=True, help="Return at once; the controller goes on.")
@@ -80,6 +83,7 @@ def publish(model: str, artifact_dir: Path, allow_same: bool, reason: str, home:
 def deploy(
     target: str,
     max_wait_ms: float | None,
+    objective_ms: float | None,
     no_wait: bool,
     timeout_s: float,
     take_traffic: bool | None,
@@ -97,6 +101,8 @@ def deploy(
     overrides = {**resources(options), **{name: value for name, value in options.items() if value is not None}}
     if max_wait_ms is not None:
         overrides["max_wait_s"] = max_wait_ms / 1000
+    if objective_ms is not None:
+        overrides["objective_s"] = objective_ms / 1000
     if no_wait and take_traffic:
         raise click.UsageError("--take-traffic needs the wait: leave out --no-wait")
     with connect(home, changing=True) as session:
@@ -134,19 +140,38 @@ def undeploy(target: str, force: bool, reason: str, home: Path, as_json: bool) -
 @click.argument("target", metavar="MODEL:VERSION")
 @click.option("--min", "min_replicas", type=int, help="Fewest replicas; 0: asleep until a request comes.")
 @click.option("--max", "max_replicas", type=int, help="Most replicas.")
+@click.option("--weight", type=float, help="Its part where versions share what is scarce.")
+@click.option("--priority", type=int, help="Larger goes first where the cluster has too little.")
 @reason_option
 @home_option
 @json_option
 def scale(
-    target: str, min_replicas: int | None, max_replicas: int | None, reason: str, home: Path, as_json: bool
+    target: str,
+    min_replicas: int | None,
+    max_replicas: int | None,
+    weight: float | None,
+    priority: int | None,
+    reason: str,
+    home: Path,
+    as_json: bool,
 ) -> None:
-    """Change how many replicas a deployed version may have. Returns at once; the controller goes on."""
-    if min_replicas is None and max_replicas is None:
-        raise click.UsageError("give --min, --max or both")
+    """Change how many replicas a deployed version may have, and its part of what is scarce.
+
+    Returns at once; the controller goes on.
+    """
+    if all(value is None for value in (min_replicas, max_replicas, weight, priority)):
+        raise click.UsageError("give at least one of --min, --max, --weight and --priority")
     asked = Target.parse(target)
     with connect(home, changing=True) as session:
         document = operations.scale(
-            session.store, asked, min_replicas=min_replicas, max_replicas=max_replicas, by=session.by, reason=reason
+            session.store,
+            asked,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            weight=weight,
+            priority=priority,
+            by=session.by,
+            reason=reason,
         )
         version = operations.version_of(document, asked)
         bounds = document.record(version).deploy
@@ -156,6 +181,8 @@ def scale(
             "version": version,
             "min_replicas": bounds.min_replicas,
             "max_replicas": bounds.max_replicas,
+            "weight": bounds.weight,
+            "priority": bounds.priority,
             "revision": document.revision,
         }
         text = f"{document.name}:{version} has {bounds.min_replicas} to {bounds.max_replicas} replicas"

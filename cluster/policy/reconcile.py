@@ -20,6 +20,7 @@ LOST_AFTER_S = 10.0  # an application that was run and is not seen for so long i
 
 # What `Applied.spec` may be besides a spec: no longer wanted and deleted soon; or, before the spec, not taken by Serve.
 LEAVING, REFUSED = "(leaving)", "(refused) "
+GRANT = "~"  # before the replicas a version is granted, in a spec: it runs with less than was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def _status(
         target_replicas=app.target if app else 0,
         ready_once=ready_once,
         digest=want.digest,
-        spec=want.spec if settled else "",
+        spec=want.spec.partition(GRANT)[0] if settled else "",
     )
 
 

@@ -1,11 +1,13 @@
+import itertools
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.policy.scale import Load, Memory, ScalePolicy
+from cluster.policy.load import Load
+from cluster.policy.scale import Memory, ScalePolicy
 
-POLICY = ScalePolicy(min_replicas=1, max_replicas=4, target_utilisation=0.7, down_after_s=30)
+POLICY = ScalePolicy(min_replicas=1, max_replicas=4, target_utilisation=0.7, down_after_s=30, start_s=2)
 CALM = Load(replicas=1, target=1, rows_per_s=10, done_per_s=10, busy_share=0.1, capacity_rows_per_s=100)
 
 loads = st.builds(
@@ -18,16 +20,99 @@ loads = st.builds(
     backlog_rows=st.floats(0, 1e5),
     busy_share=st.floats(0, 1),
     capacity_rows_per_s=st.floats(0, 1e4),
+    start_s=st.floats(0, 100),
     wanted=st.booleans(),
 )
 
 
+def played(policy, rates, start_s=2.0, step_s=0.5, target=1):
+    """Targets over time under a rate that everybody sees at once; replicas answer `start_s` after they are ordered."""
+    memory, ready, starting, targets = Memory(), target, [], []
+    waiting = 0.0
+    for step, rate in enumerate(rates):
+        now_s = step * step_s
+        ready += sum(count for at_s, count in starting if at_s <= now_s)
+        starting = [(at_s, count) for at_s, count in starting if at_s > now_s]
+        waiting = max(0.0, waiting + (rate - ready * 100) * step_s)
+        load = Load(
+            replicas=ready, target=target, rows_per_s=rate, backlog_rows=waiting, busy_share=0.5,
+            capacity_rows_per_s=100, start_s=start_s,
+        )  # fmt: skip
+        verdict = policy.decide(load, memory, now_s)
+        memory = verdict.memory
+        if verdict.replicas > target:
+            starting.append((now_s + start_s, verdict.replicas - target))
+        elif verdict.replicas < target:
+            starting, ready = [], min(ready, verdict.replicas)
+        target = verdict.replicas
+        targets.append(target)
+    return targets
+
+
+def turns(targets):
+    """How often the number of replicas changed its direction."""
+    steps = [after > before for before, after in itertools.pairwise(targets) if after != before]
+    return sum(one != two for one, two in itertools.pairwise(steps))
+
+
 def test_a_step_in_load_is_answered_at_once():
-    assert POLICY.decide(replace(CALM, rows_per_s=200), Memory(), 0.0).replicas == 3
+    assert POLICY.decide(replace(CALM, rows_per_s=100), Memory(), 0.0).replicas == 2
+    assert POLICY.decide(replace(CALM, rows_per_s=1000), Memory(), 0.0).replicas == 4
+
+
+@given(st.floats(1, 2000), st.integers(1, 5))
+def test_one_decision_orders_enough_for_the_new_rate(rate, before):
+    policy = replace(POLICY, max_replicas=100)
+    load = replace(CALM, replicas=before, target=before, rows_per_s=rate)
+    assert policy.decide(load, Memory(), 0.0).replicas >= rate / 100 / 0.7 - 1e-6
 
 
 def test_a_queue_asks_for_replicas_even_without_arrivals():
-    assert POLICY.decide(replace(CALM, rows_per_s=0, queue_rows=1000), Memory(), 0.0).replicas == 4
+    assert POLICY.decide(replace(CALM, rows_per_s=0, queue_rows=2000), Memory(), 0.0).replicas == 4
+
+
+def test_a_queue_that_is_gone_before_a_replica_would_start_asks_for_none():
+    assert POLICY.decide(replace(CALM, rows_per_s=0, queue_rows=150, start_s=2), Memory(), 0.0).replicas == 1
+
+
+def test_what_is_starting_is_not_ordered_again_for_the_queue_it_will_work_off():
+    policy = replace(POLICY, max_replicas=50)
+    load = replace(CALM, rows_per_s=300, start_s=4)
+    first = policy.decide(load, Memory(), 0.0)
+    assert first.replicas > 5  # the rate alone needs five
+    later = replace(load, target=first.replicas, backlog_rows=400)
+    for now_s in (1.0, 2.0, 3.0):
+        second = policy.decide(replace(later, backlog_rows=200 * now_s), first.memory, now_s)
+        assert second.replicas == first.replicas
+
+
+def test_a_longer_start_orders_more_for_the_queue_that_will_have_grown():
+    policy = replace(POLICY, max_replicas=50)
+    soon, late = (
+        policy.decide(replace(CALM, rows_per_s=300, start_s=start_s), Memory(), 0.0).replicas for start_s in (1, 10)
+    )
+    assert late > soon
+
+
+def test_a_climbing_rate_is_met_where_it_will_be_when_the_replica_answers():
+    policy = replace(POLICY, max_replicas=50)
+    climbing = played(policy, [50 + 10 * step * 0.5 for step in range(60)], start_s=5)
+    assert climbing[-1] >= (50 + 10 * 29.5 + 10 * 4) / 100 / 0.7
+    rates = tuple((float(at_s), 50.0 + 10 * at_s) for at_s in range(20))
+    ahead = policy.decide(replace(CALM, rows_per_s=240, start_s=5), Memory(rates=rates), 19.5).replicas
+    assert (
+        ahead
+        >= (240 + 50 - 10) / 100 / 0.7
+        > policy.decide(replace(CALM, replicas=4, target=4, rows_per_s=240, start_s=5), Memory(), 19.5).replicas - 1
+    )
+
+
+def test_a_rate_that_swings_is_given_room_for_its_swings():
+    policy = replace(POLICY, max_replicas=50)
+    rates = tuple((float(at_s), 500.0 + (300 if at_s % 2 else -300)) for at_s in range(20))
+    load = replace(CALM, replicas=8, target=8, rows_per_s=500)
+    assert policy.decide(load, Memory(rates=rates), 19.5).replicas >= 10
+    assert policy.decide(load, Memory(), 19.5).replicas == 8
 
 
 def test_calm_load_is_kept():
@@ -44,16 +129,32 @@ def test_replicas_go_only_after_demand_has_stayed_lower():
     assert POLICY.decide(load, memory, 31.0).replicas == 1
 
 
-def test_a_peak_within_the_window_keeps_its_replicas():
+def test_a_peak_within_the_hold_time_keeps_its_replicas():
     memory = POLICY.decide(replace(CALM, replicas=4, target=4, rows_per_s=10), Memory(), 0.0).memory
     memory = POLICY.decide(replace(CALM, replicas=4, target=4, rows_per_s=150), memory, 15.0).memory
-    assert POLICY.decide(replace(CALM, replicas=4, target=4, rows_per_s=10), memory, 31.0).replicas == 3
+    down = POLICY.decide(replace(CALM, replicas=4, target=4, rows_per_s=10), memory, 31.0)
+    assert down.replicas == 3
+    assert POLICY.decide(replace(CALM, replicas=3, target=3, rows_per_s=10), down.memory, 46.0).replicas == 1
 
 
-def test_a_measured_rate_corrects_an_optimistic_profile():
-    busy = replace(CALM, rows_per_s=45, done_per_s=45, busy_share=0.9)
+def test_bursts_that_come_back_are_waited_for_and_forgotten_once_they_stay_away():
+    burst, calm = [300.0] * 10, [20.0] * 140  # 5 s every 75 s, longer than the hold time
+    targets = played(replace(POLICY, max_replicas=8), (burst + calm) * 8)
+    last = targets[-300:]
+    assert min(last) >= 4  # it has learnt to keep them
+    quiet = played(replace(POLICY, max_replicas=8), (burst + calm) * 8 + [20.0] * 2000)
+    assert quiet[-1] == 1
+
+
+def test_a_capacity_that_was_never_measured_is_learnt_while_busy():
+    busy = replace(CALM, rows_per_s=45, done_per_s=45, busy_share=0.9, capacity_rows_per_s=0)
     assert POLICY.capacity(busy) == 50
     assert POLICY.decide(busy, Memory(), 0.0).replicas == 2
+
+
+def test_without_any_capacity_the_busy_share_decides():
+    busy = replace(CALM, done_per_s=0, busy_share=1.0, capacity_rows_per_s=0, replicas=2, target=2)
+    assert POLICY.decide(busy, Memory(), 0.0).replicas == 3
 
 
 def test_an_idle_version_sleeps_only_when_allowed_to():
@@ -78,21 +179,43 @@ def test_a_sleeping_version_wakes_when_it_is_wanted():
     sleepy = replace(POLICY, min_replicas=0)
     assert sleepy.decide(Load(replicas=0, target=0), Memory(), 0.0).replicas == 0
     assert sleepy.decide(Load(replicas=0, target=0, wanted=True), Memory(), 0.0).replicas == 1
+    assert sleepy.decide(Load(replicas=0, target=1, wanted=True), Memory(), 1.0).replicas == 1
 
 
 def test_steady_load_at_the_edge_does_not_flap():
-    memory, target, changes = Memory(), 1, 0
-    for step in range(600):
-        rate = 139 if step % 2 else 141  # two replicas carry exactly 140
-        load = replace(CALM, replicas=target, target=target, rows_per_s=rate)
-        verdict = POLICY.decide(load, memory, float(step))
-        memory = verdict.memory
-        changes += verdict.replicas != target
-        target = verdict.replicas
-    assert changes <= 2
+    rates = [139.0 if step % 2 else 141.0 for step in range(600)]  # two replicas carry exactly 140
+    assert turns(played(POLICY, rates)) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 900), st.floats(0, 0.3), st.integers(0, 2**32 - 1), st.sampled_from([0.5, 3.0, 15.0]))
+def test_load_that_does_not_change_never_brings_a_replica_back(rate, noise, seed, start_s):
+    """It may grow and shrink to what is needed once; then it stays, however the rate trembles."""
+    import random
+
+    draw = random.Random(seed)
+    rates = [rate * (1 + noise * draw.uniform(-1, 1)) for _ in range(500)]
+    assert turns(played(replace(POLICY, max_replicas=30), rates, start_s)) <= 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 900), st.integers(1, 120)), min_size=1, max_size=8))
+def test_none_goes_within_the_hold_time_after_one_came(parts):
+    targets = played(replace(POLICY, max_replicas=30), [rate for rate, steps in parts for _ in range(steps)])
+    ups = [i for i in range(1, len(targets)) if targets[i] > targets[i - 1]]
+    downs = [i for i in range(1, len(targets)) if targets[i] < targets[i - 1]]
+    assert all((down - up) * 0.5 >= 30 - 0.5 for up in ups for down in downs if down > up)
 
 
 @given(loads, st.integers(0, 3), st.integers(1, 6), st.floats(0, 1e4))
 def test_the_bounds_always_hold(load, low, high, now_s):
     policy = replace(POLICY, min_replicas=min(low, high), max_replicas=high)
     assert policy.min_replicas <= policy.decide(load, Memory(), now_s).replicas <= high
+
+
+@given(st.lists(loads, min_size=1, max_size=80))
+def test_memory_stays_small(seen):
+    memory = Memory()
+    for step, load in enumerate(seen):
+        memory = replace(POLICY, max_replicas=8).decide(load, memory, step * 2.0).memory
+    assert len(memory.peaks) <= 100 and len(memory.rates) <= 24 and len(memory.ordered) <= 8

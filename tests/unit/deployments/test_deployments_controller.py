@@ -6,7 +6,7 @@ from cluster.documents import DeploySettings, ModelDocument, VersionRecord
 from cluster.tensors import Signature, TensorSpec
 from deployments import applications as apps
 from deployments.controller import applications_seen, wanted_applications
-from deployments.scaling import ServeScale, load_of, policy_arguments
+from deployments.scaling import ServeScale, load_from, policy_arguments
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
 
@@ -55,6 +55,8 @@ def context(**changes):
         "queue_rows": {"a": 4.0},
         "busy_share": {"a": 0.5, "b": 0.3},
         "capacity_rows_per_s": {"a": 80.0, "b": 80.0},
+        "backlog_rows": {"a": 30.0, "b": 40.0},
+        "start_s": {"a": 2.0, "b": 3.0},
     }
     given = {
         "aggregated_metrics": metrics,
@@ -67,16 +69,29 @@ def context(**changes):
 
 
 def test_load_is_summed_over_running_replicas_only():
-    load = load_of(context())
+    load = load_from(context())
     assert (load.replicas, load.rows_per_s, load.queue_rows) == (2, 150.0, 4.0)
+    assert load.backlog_rows == 40.0  # every gateway tells every replica all of it
+    assert load.start_s == 3.0
     assert load.busy_share == pytest.approx(0.4) and load.capacity_rows_per_s == 80.0
-    assert not load.wanted and load_of(context(total_num_requests=1)).wanted
+    assert not load.wanted and load_from(context(total_num_requests=1)).wanted
 
 
 def test_serves_policy_scales_with_the_settings_of_the_version():
     scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5)))
     replicas, state = scale(context())
     assert replicas == 3 and "rows/s" in state["reason"]  # 150 rows/s at 70 % of 80 rows/s each
+
+
+def test_a_grant_bounds_what_is_asked_for_and_not_what_is_wanted(monkeypatch):
+    notes = []
+    monkeypatch.setattr("deployments.scaling.write_note", lambda app, note: notes.append((app, note)))
+    scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5), granted=1))
+    assert scale(context())[0] == 1
+    [(app, note)] = notes
+    assert (app, note.wants) == ("model:m:1", 3) and note.changed.startswith("2 -> 1: up: ")
+    scale(context(target_num_replicas=1))
+    assert len(notes) == 1  # nothing new, and not long ago
 
 
 def test_before_any_report_the_target_is_kept():
