@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from cluster.errors import ServingError
-from cluster.settings import Boot, StoreSettings
+from cluster.settings import Boot
 from cluster.store import VersionStore
 from loadtest.calls import Fetch
 
@@ -28,9 +28,9 @@ def home_facts(boot: Boot, store: VersionStore, models: Iterable[str]) -> dict[s
 
     Raises: ModelNotFound, StoreUnavailable.
     """
-    own = "own" if not boot.settings.store.url else "elsewhere"  # its URL may hold a password
-    settings = asdict(replace(boot.settings, store=StoreSettings(server=boot.settings.store.server)))
-    settings["store"]["url"] = own
+    settings = asdict(boot.settings)
+    for section in ("store", "artifacts"):  # their URLs may hold passwords
+        settings[section]["url"] = "elsewhere" if settings[section]["url"] else "own"
     deployed = {}
     for model in sorted(set(models)):
         document, statuses = store.read(model), store.statuses(model)
