@@ -43,6 +43,7 @@ _BY_SUFFIX = {
     ".pth": Format.TORCH,
     ".pt": Format.TORCH,
     ".bin": Format.TORCH,
+    ".jit": Format.TORCHSCRIPT,
     ".pt2": Format.PT2,
     ".onnx": Format.ONNX_FILE,
     ".keras": Format.KERAS,

@@ -108,6 +108,7 @@ def prepared(source: Path, work: Path) -> Iterator[Path]:
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # the quantiser logs advice through the root logger
+    ort.set_default_logger_severity(3)
     try:
         quant_pre_process(
             str(source),
@@ -123,5 +124,6 @@ def prepared(source: Path, work: Path) -> Iterator[Path]:
         raise ConversionFailed(f"INT8: ONNX Runtime cannot quantise this model: {brief(error)}") from None
     finally:
         root.setLevel(level)
+        ort.set_default_logger_severity(2)  # what it is by default; it cannot be asked
         for leftover in work.glob(file.name + "*"):
             leftover.unlink()

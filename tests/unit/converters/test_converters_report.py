@@ -94,8 +94,3 @@ def test_numbers_are_short():
     assert [plots.number(v) for v in (0, 2.0, 0.0000123, 1500, 0.25)] == ["0", "2", "1.23e-5", "1,500", "0.25"]
     assert (size_text(1.5e6), size_text(12)) == ("1.5 MB", "12 B")
     assert (time_text(0.0123), time_text(2e-9)) == ("12.3 ms", "2 ns")
-        "1.5 MB",
-        "12 B",
-        "12.3 ms",
-        "2 ns",
-    )
