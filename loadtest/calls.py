@@ -173,10 +173,16 @@ def _raw_body(inputs: tuple[TensorSpec, ...], tensors: Mapping[str, Array]) -> t
     if len(inputs) != 1:
         raise InvalidRequest(f"targets.encoding: raw needs a model with one input, this one has {len(inputs)}")
     spec = inputs[0]
+    if spec.row_bytes() is None:
+        raise InvalidRequest(f"targets.encoding: raw needs an input of fixed size, {spec.name!r} is {_shown(spec)}")
     return _bytes(spec, tensors[spec.name]), {
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": "0",
     }
+
+
+def _shown(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {list(spec.shape)}"
 
 
 def _is_text(array: Array) -> bool:

@@ -113,7 +113,9 @@ def test_files_that_are_no_samples_are_refused_in_one_line(tmp_path):
         assert "\n" not in caught.value.message
 
 
-def test_what_json_cannot_say_is_refused_before_the_run(tmp_path):
+def test_what_an_encoding_cannot_say_is_refused_before_the_run(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"raw needs an input of fixed size, 'ids' is INT64 \[-1, -1\]"):
+        calls_for(LoadTarget(model="m", encoding="raw", shapes={"ids": [3]}), fetch("ids"), 1)
     with pytest.raises(InvalidRequest, match="input 'x' is FP16, which has no JSON form"):
         calls_for(LoadTarget(model="m", encoding="json"), fetch("x"), 1)
     file = sample(tmp_path, text=np.array([[b"\xff\xfe"]]))

@@ -165,7 +165,7 @@ def test_bytes_need_a_sample_and_free_dimensions_need_a_shape():
         calls_for(LoadTarget(model="m"), lambda path: text, 1)
     with pytest.raises(InvalidRequest, match="input 'x' has free dimensions"):
         calls_for(LoadTarget(model="m"), lambda path: free, 1)
-    assert calls_for(LoadTarget(model="m", shapes={"x": [7]}, encoding="raw"), lambda path: free, 1)[0].body
+    assert calls_for(LoadTarget(model="m", shapes={"x": [7]}), lambda path: free, 1)[0].body
     with pytest.raises(InvalidRequest, match=r"shapes\.y: model m has inputs x"):
         calls_for(LoadTarget(model="m", shapes={"y": [7]}), lambda path: free, 1)
 
