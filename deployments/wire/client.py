@@ -217,12 +217,12 @@ class VersionClient:
         if self._fixed_row_bytes:
             if size != rows * self._fixed_row_bytes:
                 return InvalidRequest(f"inputs: {rows} rows need {rows * self._fixed_row_bytes} bytes, got {size}")
-            self._pool.submit(entry, request.priority, size, time.monotonic())
+            self._pool.submit(entry, request.priority, size)
             return None
         error = check_shapes(request, self._signature)
         if error is None:
             tails = tuple([shape[1:] for shape in request.shapes])
-            self._pool.submit(entry, (request.priority, tails), size, time.monotonic())
+            self._pool.submit(entry, (request.priority, tails), size)
         return error
 
     def _part(self, link: Link) -> None:

@@ -43,10 +43,9 @@ def encode_infer(
         sizes.append(size)
         total += size + _pad(chunks, size)
     ids: tuple[str, ...] = ()
-    if any([request.id for request in requests]):
-        ids = tuple([request.id[:MAX_ID_LENGTH] for request in requests])
     traces: tuple[str, ...] = ()
-    if any([request.trace for request in requests]):
+    if any([request.id or request.trace for request in requests]):
+        ids = tuple([request.id[:MAX_ID_LENGTH] for request in requests])
         traces = tuple([request.trace[:MAX_TRACE_LENGTH] for request in requests])
     meta = Infer(
         rows=tuple([request.rows for request in requests]),

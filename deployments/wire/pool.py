@@ -88,8 +88,8 @@ class Pool:
         self._suspects: deque[Entry] = deque()
         self._waiting = 0
         self._patient_rows = 0  # of waiting_rows: in lanes of the less urgent class
-        self._sent_rows = 0  # in flight, at all replicas
-        self._told_rows = 0  # sum of their `ahead_rows`
+        self._beyond_rows = 0  # over all replicas: `outstanding_rows` and `ahead_rows`
+        self._now_s = -inf  # of the last event: at most a turn of the loop ago while there is work
         self._arrivals = Arrivals(settings.batch_rows, settings.run_s)
         self._row_s = self._arrivals.row_s
         self._seq = 0
@@ -99,7 +99,7 @@ class Pool:
         self._watch_s = inf  # when to look at the peers again
         self._want_s = -inf
 
-    def submit(self, entry: Entry, key: object, size_bytes: int, now_s: float) -> None:
+    def submit(self, entry: Entry, key: object, size_bytes: int) -> None:
         """Take a request in, or refuse it. `key`: requests with equal keys and priority may share a micro-batch."""
         rows = entry.rows
         settings = self.settings
@@ -110,9 +110,9 @@ class Pool:
             limit = settings.max_waiting_bytes
             self.refuse(entry, Overloaded(f"{self.waiting_bytes} bytes wait, at most {limit} may"))
             return
-        rows_before = self.waiting_rows + self._sent_rows + self._told_rows
-        if entry.deadline_s < now_s + (rows_before + rows) * self._row_s:  # else one replica alone could do it
-            late = self._late(entry, now_s)
+        # Most could be answered in time by one replica alone, row by row: no more needs to be known of them.
+        if entry.deadline_s < self._now_s + (self.waiting_rows + self._beyond_rows + rows) * self._row_s:
+            late = self._late(entry, self._now_s)
             if late is not None:
                 self.refuse(entry, late)
                 return
@@ -150,7 +150,8 @@ class Pool:
     def connected(self, key: int, queue_rows: int, now_s: float, ahead_rows: int = 0) -> None:
         """A replica can be used from now on."""
         self.peers[key] = Peer(key, queue_rows, now_s, ahead_rows)
-        self._told_rows += ahead_rows
+        self._beyond_rows += ahead_rows
+        self._now_s = now_s
         self._watch_s = min(self._watch_s, now_s + BUSY_PING_S)
 
     def lost(self, key: int) -> None:
@@ -158,8 +159,7 @@ class Pool:
         peer = self.peers.pop(key, None)
         if peer is None:
             return
-        self._sent_rows -= peer.outstanding_rows
-        self._told_rows -= peer.ahead_rows
+        self._beyond_rows -= peer.outstanding_rows + peer.ahead_rows
         for call in peer.calls.values():
             self._suspect(call, "two replicas went away while they computed this request")
         peer.calls.clear()
@@ -203,7 +203,7 @@ class Pool:
             outcomes = split([entry.rows for entry in call.entries])
             del peer.calls[call_id]
             peer.outstanding_rows -= call.rows
-            self._sent_rows -= call.rows
+            self._beyond_rows -= call.rows
             peer.exclusive = False
             peer.answered_s = now_s
             answers = self.answers
@@ -218,6 +218,7 @@ class Pool:
 
     def step(self, now_s: float) -> list[Action]:
         """What to do now, in this order."""
+        self._now_s = now_s
         if now_s >= self._deadline_s:
             self._expire(now_s)
         if now_s >= self._watch_s:
@@ -237,7 +238,7 @@ class Pool:
 
     @property
     def in_flight_rows(self) -> int:
-        return self._sent_rows
+        return sum(peer.outstanding_rows for peer in self.peers.values())
 
     @property
     def usable(self) -> int:
@@ -245,7 +246,8 @@ class Pool:
         return sum(peer.usable for peer in self.peers.values())
 
     def _told(self, peer: Peer, queue_rows: int, ahead_rows: int, now_s: float) -> None:
-        self._told_rows += ahead_rows - peer.ahead_rows
+        self._beyond_rows += ahead_rows - peer.ahead_rows
+        self._now_s = now_s
         peer.queue_rows, peer.ahead_rows, peer.told_s = queue_rows, ahead_rows, now_s
 
     def _late(self, entry: Entry, now_s: float) -> DeadlineExceeded | None:
@@ -323,7 +325,7 @@ class Pool:
             rows += entry.rows
             size += entry.size_bytes
         call.rows = rows
-        self._sent_rows += rows
+        self._beyond_rows += rows
         self.waiting_rows -= rows
         self.waiting_bytes -= size
         self._waiting -= len(entries)
@@ -413,6 +415,6 @@ class Pool:
             if all(entry.attempts < MAX_ATTEMPTS for entry in call.entries if entry.state == SENT):
                 del peer.calls[call.id]
                 peer.outstanding_rows -= call.rows
-                self._sent_rows -= call.rows
+                self._beyond_rows -= call.rows
                 self._suspect(call, "")
         peer.exclusive = False

@@ -38,12 +38,11 @@ class Caller:
         priority: int = INTERACTIVE,
         shape: int = 0,
         size: int = 1,
-        now_s: float = 0.0,
     ) -> Entry:
         got = self.replies.setdefault(tag, [])
         request = TensorRequest(rows, (), (tag.encode(),), deadline_s, priority, tag)
         entry = self.entries[tag] = Entry(self, request, got.append)
-        self.pool.submit(entry, (priority, shape), size, now_s)
+        self.pool.submit(entry, (priority, shape), size)
         return entry
 
     def step(self, now_s: float = 0.0) -> list[Action]:
@@ -171,7 +170,8 @@ def test_what_replicas_told_counts_and_ages():
     caller.pool.heard(1, 8, 0.0, ahead_rows=8)
     caller.submit("late", deadline_s=0.25)
     assert refused(caller, "late")
-    caller.submit("later", deadline_s=0.45, now_s=0.2)  # it has done its queue since
+    caller.step(0.2)  # it has done its queue since
+    caller.submit("later", deadline_s=0.45)
     assert not refused(caller, "later")
 
 
@@ -203,7 +203,8 @@ def test_what_is_in_flight_counts_for_no_longer_than_it_takes():
     assert len(caller.sends(0.0)) == 2
     caller.submit("late", deadline_s=0.25)
     assert refused(caller, "late")
-    caller.submit("possible", deadline_s=0.45, now_s=0.2)
+    caller.step(0.2)
+    caller.submit("possible", deadline_s=0.45)
     assert not refused(caller, "possible")
 
 
@@ -607,8 +608,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool._patient_rows == sum(
             e.rows for e in waiting if e.attempts == 0 and e.request.priority == BATCH
         )
-        assert self.pool.in_flight_rows == sum(peer.outstanding_rows for peer in self.pool.peers.values())
-        assert self.pool._told_rows == sum(peer.ahead_rows for peer in self.pool.peers.values())
+        told = sum(peer.ahead_rows for peer in self.pool.peers.values())
+        assert self.pool._beyond_rows == self.pool.in_flight_rows + told
         assert self.pool.waiting_bytes == sum(e.size_bytes for e in waiting)
         assert {e.seq for e in self.pool._all_waiting()} == {e.seq for e in waiting}
         for peer in self.pool.peers.values():
