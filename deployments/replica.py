@@ -140,7 +140,7 @@ class ModelReplica:
 
 
 def used_device(runtime: Runtime) -> str:
-    """ "cpu" or "gpu": what a runtime that was free to choose computes on."""
+    """What a runtime that was free to choose computes on: "cpu" or "gpu"."""
     return "cpu" if str(getattr(runtime, "provider", "")).startswith("CPU") else "gpu"
 
 
