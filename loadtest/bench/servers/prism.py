@@ -1,6 +1,6 @@
 """A whole Prism in a home of its own, driven by its commands: store, Ray, controller, one gateway, one replica.
 
-python -m loadtest.bench.servers.prism --artifact DIR --model NAME --port 8000
+python -m loadtest.bench.servers.prism --artifact DIR --model NAME --port 8000 [--autoscale 4]
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def command(home: Path, *arguments: str) -> None:
 @click.option("--model", required=True, help="Name to serve it under.")
 @click.option("--port", type=int, required=True, help="On 127.0.0.1.")
 @click.option("--max-batch-rows", default=16, show_default=True, help="Most rows of one batch.")
-def main(artifact: str, model: str, port: int, max_batch_rows: int) -> None:
+@click.option("--autoscale", default=0, help="Most replicas, of a tenth of a CPU to Ray; 0: one replica, one CPU.")
+def main(artifact: str, model: str, port: int, max_batch_rows: int, autoscale: int) -> None:
     """Serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     folder = Path(tempfile.mkdtemp(prefix="prism-bench-"))
     try:
         command(folder / "home", "up", "--http-port", str(port), "--grpc-port", "0")
         command(folder / "home", "publish", model, artifact)
-        limits = ("--min", "1", "--max", "1", "--cpus", "1", "--batch-rows", str(max_batch_rows))
+        cpus = "0.1" if autoscale else "1"
+        limits = ("--min", "1", "--max", str(autoscale or 1), "--cpus", cpus, "--batch-rows", str(max_batch_rows))
         command(folder / "home", "deploy", f"{model}:1", *limits)
         print("up", flush=True)
         signal.pause()

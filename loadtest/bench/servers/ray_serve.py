@@ -16,6 +16,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,12 +30,18 @@ from loadtest.bench.servers.oip_model import read_model
 
 HAPROXY_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 MAX_ONGOING = 512
+RUNNING = "replicas running:"  # before a number and a Unix time, in what is printed with --autoscale
 
 
 def application(
-    open_model: Callable[[], BodyModel], max_batch_size: int, wait_s: float, replicas: int, access_log: bool
+    open_model: Callable[[], BodyModel],
+    max_batch_size: int,
+    wait_s: float,
+    replicas: int,
+    access_log: bool,
+    autoscale: int = 0,
 ) -> Any:
-    """The Serve application, to be run with route prefix `/`."""
+    """The Serve application, to be run with route prefix `/`. `autoscale`: most replicas, by Serve's defaults."""
     from ray import serve
     from starlette.requests import Request
     from starlette.responses import Response
@@ -54,22 +61,34 @@ def application(
             return Response(body, headers=headers)
 
     options: dict[str, Any] = {} if access_log else {"logging_config": {"enable_access_log": False}}
+    if autoscale:
+        options["autoscaling_config"] = {"min_replicas": 1, "max_replicas": autoscale}
+    else:
+        options["num_replicas"] = replicas
     return serve.deployment(
         Model,
         name="model",
-        num_replicas=replicas,
         max_ongoing_requests=MAX_ONGOING,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 0.1 if autoscale else 1},
         graceful_shutdown_timeout_s=1,
         **options,
     ).bind()
 
 
+def _running(status: Any) -> int:
+    """Replicas that answer."""
+    [app] = status.applications.values()
+    return int(sum(n for d in app.deployments.values() for s, n in d.replica_states.items() if "RUNNING" in str(s)))
+
+
 @click.command()
 @server_options
 @click.option("--replicas", default=1, show_default=True)
+@click.option("--autoscale", default=0, help="Most replicas, by Ray Serve's default autoscaling; 0: a fixed number.")
 @click.option("--haproxy", is_flag=True, help="Ray Serve's HAProxy and throughput flags.")
-def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, replicas: int, haproxy: bool) -> None:
+def main(
+    model_file: str, port: int, max_batch_rows: int, wait_ms: float, replicas: int, autoscale: int, haproxy: bool
+) -> None:
     """Serve until SIGTERM, or until whoever started this has gone."""
     starter = os.getppid()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -95,12 +114,15 @@ def main(model_file: str, port: int, max_batch_rows: int, wait_ms: float, replic
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         opener: Callable[[str], BodyModel] = read_model if Path(model_file).is_dir() else RawModel
         serve.run(
-            application(partial(opener, model_file), max_batch_rows, wait_ms / 1e3, replicas, not haproxy),
+            application(partial(opener, model_file), max_batch_rows, wait_ms / 1e3, replicas, not haproxy, autoscale),
             route_prefix="/",
         )
         print("up", flush=True)
-        while not stop.wait(1.0) and os.getppid() == starter:
-            pass
+        told = 0
+        while not stop.wait(0.1 if autoscale else 1.0) and os.getppid() == starter:
+            if autoscale and (running := _running(serve.status())) != told:
+                told = running
+                print(f"{RUNNING} {running} {time.time()}", flush=True)
         serve.shutdown()
     finally:
         ray.shutdown()
