@@ -8,6 +8,7 @@ import yaml
 from cluster.errors import InvalidRequest
 from loadtest.arrivals import PATTERNS, Gamma, Replay
 from loadtest.calls import calls_for, check_host
+from loadtest.events import TAKES
 from loadtest.objective import Objective, samples_needed
 from loadtest.plan import Plan, plan
 from loadtest.scenario import LoadTarget, find, read_scenario, scenario_from, shipped
@@ -71,6 +72,15 @@ def test_the_scenario_in_the_folder_page_can_be_read():
     assert scenario_from(raw, "page", Path(".")).targets[0].keys.kind == "zipf"
     for name in PATTERNS:
         assert f"`{name}`" in text
+
+
+def test_the_folder_page_lists_every_shipped_scenario_and_every_action():
+    text = (find("smoke").parent.parent / "README.md").read_text()
+    rows = {name: row for row in text.splitlines() if (name := row.partition("`")[2].partition("`")[0]) in shipped()}
+    assert rows.keys() == set(shipped())
+    for name, row in rows.items():
+        assert f"| {read_scenario(name).duration_s:g} |" in row, row
+    assert all(f"`{action}`" in text for action in TAKES)
 
 
 def test_an_unknown_scenario_lists_those_that_ship():
