@@ -114,6 +114,7 @@ def lines(
             )
         if log_y:
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
         if limit is not None:
             axes.axhline(limit, color=_LIMIT, linewidth=1.2, linestyle=(0, (4, 3)), label="objective")
         axes.set_xlabel(xlabel)
@@ -200,7 +201,8 @@ def tail(
             axes.axvline(limit_s * 1e3, color=_LIMIT, linewidth=1.2, linestyle=(0, (4, 3)), label="objective")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        _plain_ticks(axes.xaxis)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share * 100:g} %")
         axes.set_xlabel("latency from the due time, ms")
         axes.set_ylabel("share of answers slower")
         if len(distributions) > 1 or limit_s is not None:
@@ -232,11 +234,17 @@ def _draw_panel(axes: Any, t: Any, panel: Panel) -> None:
             axes.axhline(panel.limit, color=_LIMIT, linewidth=1.1, linestyle=(0, (4, 3)), label="objective")
         if panel.log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
+            _plain_ticks(axes.yaxis)
         else:
             axes.set_ylim(0, axes.get_ylim()[1] * 1.06 or 1)
     if len(rows) > 1 or panel.limit is not None:
         _legend_above(axes)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label 1, 2 and 5 of each decade of a logarithmic axis, as people write numbers."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
 def _legend_above(axes: Any) -> None:
