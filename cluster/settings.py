@@ -55,6 +55,7 @@ class GatewaySettings:
     max_deadline_s: float = 300.0
     in_flight_per_replica: int = 2  # micro-batches
     poll_s: float = 1.0
+    log_sample: float = 0.0  # share of requests that get a line in `logs/requests.jsonl`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class RaySettings:
     idle_gateway: bool = True
     labels: dict[str, str] = field(default_factory=dict)
     autoscaling_config: str = ""
+    grows: bool = False  # on a head: something else, such as KubeRay's autoscaler, adds nodes while replicas wait
     object_store_bytes: int = 200 << 20
     dashboard: bool = False
 
@@ -125,6 +127,7 @@ class Settings:
             ("gateway.replicas", 1 <= self.gateway.replicas <= 64, "1 to 64"),
             ("gateway.in_flight_per_replica", 1 <= self.gateway.in_flight_per_replica <= 64, "1 to 64"),
             ("gateway.max_waiting_rows", self.gateway.max_waiting_rows >= 1, "at least 1"),
+            ("gateway.log_sample", 0 <= self.gateway.log_sample <= 1, "0 to 1"),
             ("ray.port", 0 <= self.ray.port <= 65535, "0 to 65535"),
             ("ray.node_ip", _is_address(self.ray.node_ip), "an IP address"),
             ("ray.num_cpus", self.ray.num_cpus >= 0, "0 or more"),

@@ -12,7 +12,7 @@ from cluster.policy.reconcile import GRANT, Seen, Wanted
 from cluster.policy.share import Claim, limits
 from cluster.settings import Settings
 from deployments.applications import app_name
-from deployments.scaling import NOTE_VALID_S, Note
+from deployments.notes import NOTE_VALID_S, Note
 
 UNLIMITED = 1e12
 
@@ -62,7 +62,9 @@ def capacity_of(nodes: Iterable[NodeSeen], settings: Settings) -> dict[str, floa
                 found[resource] = found.get(resource, 0.0) + amount
     if not found:
         return {}
-    if settings.ray.autoscaling_config:  # what is missing is added, up to what the operator allows
+    if (
+        settings.ray.autoscaling_config or settings.ray.grows
+    ):  # what is missing is added, up to what the operator allows
         found = dict.fromkeys([*found, "CPU", "GPU", "memory"], UNLIMITED)
     for resource, limit in (("CPU", settings.limits.cpus), ("GPU", settings.limits.gpus)):
         if limit:

@@ -249,6 +249,11 @@ def test_groups_are_labelled_for_ray_as_they_are_for_kuberays_autoscaler():
         assert not settings.ray.idle_gateway  # an idle gateway would keep the node from being taken away
 
 
+def test_the_head_knows_that_kuberay_adds_nodes():
+    head = settings_from(yaml.safe_load(one("ConfigMap")["data"]["head.yaml"]))
+    assert head.ray.grows is one("RayCluster")["spec"]["enableInTreeAutoscaling"]
+
+
 def test_the_gpu_group_asks_for_gpus_and_the_others_do_not():
     limits = {group: container(group)["resources"]["limits"] for group in pods()}
     assert {group for group, limit in limits.items() if limit.get("nvidia.com/gpu")} == {"gpu"}

@@ -5,7 +5,7 @@ from cluster.policy.reconcile import Applied, Seen, Wanted, plan
 from cluster.settings import LimitSettings, RaySettings, Settings
 from cluster.splits import TrafficSplit
 from cluster.tensors import Signature, TensorSpec
-from deployments.scaling import Note
+from deployments.notes import Note
 from deployments.sharing import capacity_of, claims_of, granted, with_grants, with_scaling
 
 NOW_S = 1000.0
