@@ -28,8 +28,8 @@ from cluster.store.follow import Follower
 from cluster.store.redis import RedisStore
 from deployments import applications as apps
 from deployments.nodes import Nodes, serve_seen
+from deployments.notes import read_notes
 from deployments.placing import Placing
-from deployments.scaling import read_notes
 from deployments.sharing import capacity_of, claims_of, granted, with_grants, with_scaling
 
 log = logging.getLogger("ray.serve")

@@ -2,44 +2,26 @@
 
 Serve asks the policy in every turn of its control loop, with what `record_autoscaling_stats` returned on every replica.
 It runs in Serve's controller process, so this module imports nothing heavy. What it decides is noted where Prism's
-controller finds it: in Ray's key-value store, which both reach.
+controller finds it. Serve pickles this module's classes and functions by value, again in every process that reads
+Serve's details: no class that is decoded, and so carries the decoder's cache, may live here.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
-
-import msgspec
 
 from cluster.documents import DeploySettings
 from cluster.policy.load import Load, ReplicaLoad, load_of
 from cluster.policy.scale import Memory, ScalePolicy
+from deployments.notes import NOTE_EVERY_S, Note, write_note
 
 log = logging.getLogger("ray.serve")
 
 _FIELDS = tuple(field.name for field in fields(ReplicaLoad))
-_NAMESPACE = b"prism-scaling"
-NOTE_EVERY_S = 5.0  # a note that stays the same is written again so often, so that an old one can be told
-NOTE_VALID_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What was decided for an application last.
-
-    Attributes:
-        wants: Replicas it would have without a limit set for others' sake.
-        changed: The last change with its reason, such as `2 -> 4: up: ...`; "" before the first.
-        at_s: Unix time of the writing.
-    """
-
-    wants: int
-    changed: str = ""
-    at_s: float = 0.0
 
 
 class ServeScale:
@@ -99,25 +81,3 @@ def policy_arguments(deploy: DeploySettings, granted: int = 0) -> dict[str, floa
         "idle_after_s": deploy.idle_after_s,
         "granted": granted,
     }
-
-
-def write_note(app: str, note: Note) -> None:
-    """Keep a decision where `read_notes` finds it. Call it in a process that Ray started."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(app.encode(), msgspec.json.encode(asdict(note)), overwrite=True, namespace=_NAMESPACE)
-
-
-def read_notes(apps: Iterable[str]) -> dict[str, Note]:
-    """The last decision for each application that has one. Call it in a process that Ray started."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    found: dict[str, Note] = {}
-    for app in apps:
-        raw = _internal_kv_get(app.encode(), namespace=_NAMESPACE)
-        if raw:
-            try:
-                found[app] = msgspec.json.decode(raw, type=Note)
-            except msgspec.DecodeError:  # another release's
-                continue
-    return found
