@@ -49,6 +49,15 @@ RUNTIMES = {
         ("onnxruntime",),
         gpu="converters.onnx_runtime:can_use_gpu",
     ),
+    "tensorflow": RuntimeEntry(
+        "converters.tf_runtime:open_artifact",
+        "converters.tf_runtime:describe_model",
+        ("tensorflow",),
+        gpu="converters.tf_runtime:can_use_gpu",
+    ),
+    "tflite": RuntimeEntry(
+        "converters.tflite_runtime:open_artifact", "converters.tflite_runtime:describe_model", ("ai_edge_litert",)
+    ),
 }
 
 ACCELERATORS = ("auto", "cpu", "gpu")

@@ -1,0 +1,113 @@
+"""SavedModels and TFLite files from elsewhere: checked, and brought into a work folder.
+
+A SavedModel is a program: its graph may read and write files or call back into Python. Those operations are refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.errors import ConversionFailed
+from cluster.tensors import ANY
+from converters.candidate import Candidate, Options, Say
+from converters.isolated import describe
+from converters.onnx_file import FREE_SIZES, fixed_note
+from converters.proof import reference_from
+from converters.ranges import check_ranges, parse_ranges
+from converters.runtime import Specs
+from converters.samples import cases_for
+
+FOLDER = "saved_model"
+MAX_MODEL_BYTES = 64 << 30
+
+# What reaches outside of the graph: Python, files, sockets, and code that is loaded by name.
+_EFFECTS = {
+    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "PrintV2", "Print"),
+    *("WholeFileReader", "WholeFileReaderV2", "TextLineReader", "TextLineReaderV2", "TFRecordReader"),
+    *("TFRecordReaderV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineDataset"),
+    *("TFRecordDataset", "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "SqlDataset", "SaveDataset"),
+    *("SaveDatasetV2", "LoadDataset", "DebugIdentity", "DebugIdentityV2", "XlaLaunch", "Send", "Recv"),
+    *("RemoteCall", "RpcCall", "SaveSlices", "CreateSummaryFileWriter", "WriteSummary", "DumpTensor"),
+}
+
+
+def convert_saved_model(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    """The same SavedModel, checked and copied; nothing can be compared with, so it is compared with itself.
+
+    Raises: ConversionFailed if it is damaged, could do more than compute, or cannot be loaded.
+    """
+    from converters.tf_runtime import GRAPH_FILE, describe_model
+
+    say("checking the SavedModel")
+    files = [file for file in candidate.path.rglob("*") if not file.is_dir()]
+    if any(not file.resolve().is_relative_to(candidate.path.resolve()) for file in files):
+        raise ConversionFailed(f"{candidate.path.name}: it holds a link out of its folder")
+    if sum(file.stat().st_size for file in files) > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{candidate.path.name}: more than {MAX_MODEL_BYTES} bytes")
+    if not options.trust_pickle:
+        refuse_effects(candidate.path / GRAPH_FILE)
+    folder = work / FOLDER
+    shutil.copytree(candidate.path, folder)
+    found = replace(candidate, path=folder / GRAPH_FILE, format="tensorflow", folder=work)
+    return as_found(found, describe_model(found.path)[0], options)
+
+
+def convert_tflite(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    """The same TFLite file, checked and copied, to be compared with itself. Raises: ConversionFailed."""
+    say("checking the TFLite file")
+    path = work / "model.tflite"
+    shutil.copyfile(candidate.path, path)
+    inputs, _ = describe(path, "tflite")
+    return as_found(replace(candidate, path=path, format="tflite", folder=work), inputs, options)
+
+
+def as_found(candidate: Candidate, inputs: Specs, options: Options) -> Candidate:
+    """`candidate`, whose model comes without a source, with the cases to prove it on and what it takes as notes."""
+    check_ranges(parse_ranges(options.dynamic), inputs)
+    batched = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
+    notes = () if batched or options.max_rows == 1 else (fixed_note(inputs),)
+    found = replace(candidate, notes=(*candidate.notes, *notes))
+    return with_cases(found, inputs, options, batched)
+
+
+def with_cases(candidate: Candidate, inputs: Specs, options: Options, batched: bool) -> Candidate:
+    """With the user's cases, or random ones of a size that the model accepts where nobody stated any."""
+    given = options.sample or options.calibrate or options.inputs or options.dynamic
+    if given or not any(ANY in spec.shape[1:] for spec in inputs):
+        return replace(candidate, cases=cases_for(inputs, options, batched))
+    failure = ""
+    for size in FREE_SIZES:
+        cases = cases_for(inputs, options, batched, free=size)
+        try:
+            reference_from(replace(candidate, cases=cases[:1]), options)
+        except ConversionFailed as error:
+            failure = error.message
+            continue
+        note = f"free dimensions other than rows were tried with {size}; --sample or --input states real sizes"
+        return replace(candidate, cases=cases, notes=(*candidate.notes, note))
+    raise ConversionFailed(
+        f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "
+        "give --sample data.npz or --input name:DTYPE:N,..."
+    )
+
+
+def refuse_effects(graph_file: Path) -> None:
+    """Raises: ConversionFailed if the graph could do more than compute."""
+    found = sorted(set(_operations(graph_file)) & _EFFECTS)
+    if found:
+        raise ConversionFailed(
+            f"{graph_file.parent.name}: its graph holds {', '.join(found)}, which reach outside of it; "
+            "--trust-pickle loads it all the same"
+        )
+
+
+def _operations(graph_file: Path) -> Iterator[str]:
+    from converters.tf_runtime import serving_graph
+
+    graph = serving_graph(graph_file).graph_def
+    nodes: Sequence[Sequence[object]] = [graph.node, *(function.node_def for function in graph.library.function)]
+    for group in nodes:
+        yield from (str(node.op) for node in group)  # type: ignore[attr-defined]  # protobuf's generated classes
