@@ -100,7 +100,7 @@ class ArtifactSettings:
 class LimitSettings:
     """What all replicas together may use; versions that want more share it by weight and priority.
 
-    0: what the nodes have; no limit where nodes are added when replicas wait (`ray.autoscaling_config`).
+    0: what the nodes have; no limit where nodes are added when replicas wait (`ray.autoscaling_config`, `ray.grows`).
     """
 
     cpus: float = 0.0

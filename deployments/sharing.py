@@ -62,9 +62,8 @@ def capacity_of(nodes: Iterable[NodeSeen], settings: Settings) -> dict[str, floa
                 found[resource] = found.get(resource, 0.0) + amount
     if not found:
         return {}
-    if (
-        settings.ray.autoscaling_config or settings.ray.grows
-    ):  # what is missing is added, up to what the operator allows
+    # What is missing is added, as far as the operator allows.
+    if settings.ray.autoscaling_config or settings.ray.grows:
         found = dict.fromkeys([*found, "CPU", "GPU", "memory"], UNLIMITED)
     for resource, limit in (("CPU", settings.limits.cpus), ("GPU", settings.limits.gpus)):
         if limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import socket
@@ -20,6 +21,8 @@ from traffic import Traffic
 pytestmark = pytest.mark.integration
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
+
+NUMBERS = itertools.count(1)
 
 
 def body(_):
@@ -58,32 +61,29 @@ def waits(prism, model, why, version="1"):
 
 
 @pytest.fixture
-def published(gpu_node, tmp_path, request):
+def published(gpu_node, tmp_path):
     """A model of the test's own."""
-    name = request.node.name.replace("[", "-").replace("]", "")[-40:].strip("-_")
+    name = f"own{next(NUMBERS)}"
     gpu_node.cli("publish", name, str(mlp_artifact(tmp_path / "a", seed=3).path))
     yield name
     gpu_node.store.remove(gpu_node.store.read(name), by="test")
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (("--gpus", "2", "--allow-cpu"), "1 replica waits: no node has 2 GPUs: the largest has 1"),
-        (("--cpus", "64"), "1 replica waits: no node has 64 CPUs: the largest has 8"),
-        (("--memory", "4T"), "1 replica waits: no node has 4096.0 GiB of memory: the largest has"),
-        (("--on", "pool=blue"), "1 replica waits: no node has pool=blue (pool: red)"),
-    ],
-)
-def test_what_no_node_has_is_waited_for_and_status_says_what(gpu_node, published, options, why):
+def test_what_no_node_has_is_waited_for_and_status_says_what(gpu_node, published):
+    little = ["--cpus", "0.1", "--gpus", "0", "--accelerator", "cpu", "--memory", "auto"]
     with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=1, pause_s=0.02) as traffic:
-        gpu_node.cli("deploy", f"{published}:1", "--cpus", "0.1", *options, "--no-wait")
-        waits(gpu_node, published, why)
+        for options, why in (
+            (("--gpus", "2", "--accelerator", "auto"), "1 replica waits: no node has 2 GPUs: the largest has 1"),
+            (("--cpus", "64"), "1 replica waits: no node has 64 CPUs: the largest has 8"),
+            (("--memory", "4T"), "1 replica waits: no node has 4096.0 GiB of memory: the largest has"),
+            (("--on", "pool=blue"), "1 replica waits: no node has pool=blue (pool: red)"),
+        ):
+            gpu_node.cli("deploy", f"{published}:1", *little, *options, "--no-wait")
+            waits(gpu_node, published, why)
         version = version_of(gpu_node, published)
-        assert (version["state"], version["replicas"], version["pending"]) == ("LOADING", 0, 1)
+        assert (version["state"], version["replicas"]) == ("LOADING", 0) and version["pending"]
         assert why in gpu_node.cli("status", published).stdout
-        back = ("--gpus", "0", "--accelerator", "cpu", "--cpus", "0.1", "--memory", "auto", "--on", "pool=red")
-        assert gpu_node.json("deploy", f"{published}:1", *back)["state"] == "READY"
+        assert gpu_node.json("deploy", f"{published}:1", *little, "--on", "pool=red")["state"] == "READY"
     assert traffic.outcome.ok and not traffic.outcome.failed
 
 
@@ -197,15 +197,31 @@ def test_a_second_prism_that_cannot_start_says_why_and_leaves_the_first_alone(gp
     assert other.cli("down").stdout.startswith("nothing is running")
 
 
-def test_a_prism_in_the_foreground_ends_whole_when_it_is_terminated(tmp_path):
-    home = Prism(tmp_path / "home", free_port())
-    up = [PRISM, "up", "--block", "--http-port", str(home.port), "--home", str(home.home)]
+def test_an_upgrade_takes_over_state_and_traffic_and_a_terminated_prism_ends_whole(gpu_node, tmp_path):
+    """As docs/upgrade.md says; changing `traffic.url` is what a load balancer does."""
+    backup, settings = tmp_path / "state.backup", tmp_path / "settings.yaml"
+    gpu_node.cli("store", "backup", str(backup))
+    before = gpu_node.store.read("m")
+    settings.write_text(f"ray: {{num_cpus: 8}}\nartifacts: {{url: '{gpu_node.boot.artifacts_url}'}}\n")
+    new = Prism(tmp_path / "new", free_port())
+    up = [PRISM, "up", "--block", "--http-port", str(new.port), "--config", str(settings), "--home", str(new.home)]
     foreground = subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert any(line.startswith("up in") for line in foreground.stdout)
+        with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=2, pause_s=0.01) as traffic:
+            traffic.wait_for(10)
+            new.cli("store", "restore", str(backup), "--reason", "upgrade")
+            new.until(lambda: (status := new.store.statuses("m").get("1")) and status.state == "READY", 120)
+            new.until(lambda: new.get("/v2/models/m/ready")[0] == 200)
+            traffic.url = new.url("/v2/models/m/infer")
+            traffic.wait_for(50)
+        assert not traffic.outcome.failed
+        after = new.store.read("m")
+        assert (after.split, after.labels, after.versions) == (before.split, before.labels, before.versions)
+        assert gpu_node.store.read("m") == before and gpu_node.get("/v2/models/m/ready")[0] == 200
         foreground.terminate()
         assert foreground.wait(60) == 0, foreground.stderr.read()
-        assert home.cli("down").stdout.startswith("nothing is running")
+        assert new.cli("down").stdout.startswith("nothing is running")
     finally:
         foreground.kill()
-        home.cli("down", check=False)
+        new.cli("down", check=False)

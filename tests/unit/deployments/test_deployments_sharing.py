@@ -59,9 +59,9 @@ def test_a_cluster_has_what_its_nodes_have_or_what_the_operator_allows():
 
 
 def test_a_cluster_that_grows_is_bounded_by_what_the_operator_allows_only():
-    grows = Settings(ray=RaySettings(autoscaling_config="cluster.yaml"), limits=LimitSettings(gpus=3))
-    found = capacity_of([node()], grows)
-    assert found["CPU"] > 1e6 and found["GPU"] == 3
+    for ray in (RaySettings(autoscaling_config="cluster.yaml"), RaySettings(grows=True)):
+        found = capacity_of([node()], Settings(ray=ray, limits=LimitSettings(gpus=3)))
+        assert found["CPU"] > 1e6 and found["GPU"] == 3
 
 
 def test_a_bound_runs_the_application_again_and_is_not_part_of_what_was_asked_for():
