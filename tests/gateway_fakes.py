@@ -19,6 +19,7 @@ from cluster.splits import TrafficSplit
 from cluster.tensors import ANY, Signature, TensorSpec
 from deployments.call import Reply, TensorAnswer, TensorRequest
 from deployments.gateway.listener import HttpServer
+from deployments.gateway.request_log import RequestLog
 from deployments.metrics import Metrics
 
 ECHO = Signature((TensorSpec("x", "FP32", (ANY, 4)),), (TensorSpec("y", "FP32", (ANY, 4)),), True, 16)
@@ -135,12 +136,16 @@ class FakeRoutes:
 
 @asynccontextmanager
 async def serving(
-    app: Callable[..., Any], routes: FakeRoutes, metrics: Metrics | None = None, **http: Any
+    app: Callable[..., Any],
+    routes: FakeRoutes,
+    metrics: Metrics | None = None,
+    log: RequestLog | None = None,
+    **http: Any,
 ) -> AsyncIterator[tuple[HttpServer, int]]:
     """The server and its port."""
     sock = socket.create_server(("127.0.0.1", 0))
     settings = Settings(http=HttpSettings(**http), gateway=GatewaySettings())
-    server = HttpServer(sock, routes, app, settings, metrics or Metrics("test"))
+    server = HttpServer(sock, routes, app, settings, metrics or Metrics("test"), log)
     port = sock.getsockname()[1]
     await server.start()
     try:

@@ -26,6 +26,7 @@ from deployments import applications as apps
 from deployments.gateway.app import build_app
 from deployments.gateway.listener import HttpServer
 from deployments.gateway.membership import MEMBERSHIP, Addresses
+from deployments.gateway.request_log import RequestLog
 from deployments.gateway.routes import RoutingTable
 from deployments.gateway.siblings import Siblings
 from deployments.memory import freeze_start_up, keep_freed_memory
@@ -65,7 +66,9 @@ class Gateway:
         await self._siblings.listen()
         app = build_app(self._table, self._metrics, boot.settings, self._store, boot.admin_token, self._siblings)
         sock = await asyncio.to_thread(open_door, boot.door, 10.0)
-        self._server = HttpServer(sock, self._table, app, boot.settings, self._metrics)
+        requests = Path(boot.home) / "logs" / "requests.jsonl"
+        log = RequestLog(requests, boot.settings.gateway.log_sample, unique)
+        self._server = HttpServer(sock, self._table, app, boot.settings, self._metrics, log)
         await self._server.start()
         self._polled_s = time.monotonic()
         self._task = self._loop.create_task(self._follow())

@@ -20,7 +20,9 @@ from cluster.settings import Settings
 from deployments.call import Arm, Buffer, Reply, TensorAnswer, Ticket
 from deployments.gateway.dispatch import Dispatcher
 from deployments.gateway.heads import KnownHeads
+from deployments.gateway.request_log import RequestLog
 from deployments.gateway.targets import infer_target
+from deployments.gateway.tracing import Trace, trace_of
 from deployments.metrics import Cell, Metrics
 from deployments.oip.codec import InferCodec
 from deployments.oip.request import MAX_JSON_BYTES, Limits
@@ -53,7 +55,7 @@ class Lane:
 class Pending:
     """An accepted request that waits for its answer."""
 
-    __slots__ = ("id", "lane", "plan", "rows", "ticket")
+    __slots__ = ("id", "lane", "plan", "rows", "ticket", "trace")
 
     def __init__(self, lane: Lane, plan: OutputPlan, rows: int, id: str) -> None:
         self.lane = lane
@@ -61,6 +63,7 @@ class Pending:
         self.rows = rows
         self.id = id
         self.ticket: Ticket | None = None
+        self.trace: Trace | None = None
 
 
 class Held(Protocol):
@@ -78,7 +81,9 @@ class Inference:
         heads: Of requests that came before.
     """
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, settings: Settings, metrics: Metrics, log: RequestLog | None = None
+    ) -> None:
         self.dispatcher = dispatcher
         self.metrics = metrics
         self.http = settings.http
@@ -95,6 +100,8 @@ class Inference:
         self._common: Sequence[tuple[bytes, bytes]] = ()
         self._common_bytes = b""
         self._notes: deque[dict[str, object]] = deque(maxlen=100)
+        self._log = log if log is not None else RequestLog()
+        self._sampled = self._log.share > 0
 
     def hold(self, body: Held, size_bytes: int) -> bool:
         """Count `body` as so large, which replaces what was counted before; whether there is room for all bodies."""
@@ -140,6 +147,11 @@ class Inference:
                 0.0 if timeout is None else _whole(timeout, "X-Prism-Timeout-Ms") / 1000,
             )
             pending = Pending(lane, plan, request.rows, request.id)
+            if b"traceparent" in headers or b"x-request-id" in headers:
+                pending.trace = trace = trace_of(headers)
+                if trace is not None:
+                    request.trace = trace.parent
+                    request.id = request.id or trace.request_id
             pending.ticket = arm.submit(request, reply)
             return pending
         except Exception as error:
@@ -162,11 +174,15 @@ class Inference:
         lane.cell.answered(now_s, request_s, outcome.queue_s, outcome.compute_s, pending.rows, outcome.batch_rows)
         if request_s > SLOW_S:
             self._note(pending, 200, request_s, "", outcome)
+        if self._sampled and self._log.wants():
+            self._sample(pending, 200, request_s, "", outcome)
         tensors = encoded.tensors
         size = len(encoded.json)
         for tensor in tensors:
             size += len(tensor)
         close = b"" if keep else b"connection: close\r\n"
+        if pending.trace is not None:
+            close = pending.trace.header + close
         if encoded.binary:
             head = (
                 b"HTTP/1.1 200 OK\r\n%bcontent-type: application/octet-stream\r\n"
@@ -186,18 +202,28 @@ class Inference:
         pending.lane.cell.failed(status, request_s)
         if status >= 500:
             self._note(pending, status, request_s, message_of(error))
-        return [self.failure(error, keep, pending.lane.version)]
+        if self._sampled and self._log.wants():
+            self._sample(pending, status, request_s, message_of(error))
+        echo = b"" if pending.trace is None else pending.trace.header
+        return [self.failure(error, keep, pending.lane.version, echo)]
 
     def cancelled(self, pending: Pending, since_s: float) -> None:
         """Count a request whose client went away."""
-        pending.lane.cell.failed(499, time.monotonic() - since_s)
+        request_s = time.monotonic() - since_s
+        pending.lane.cell.failed(499, request_s)
+        if self._sampled and self._log.wants():
+            self._sample(pending, 499, request_s, "the client went away")
 
-    def failure(self, error: BaseException, keep: bool, version: bytes = b"") -> bytes:
-        """The HTTP response for an error; one that is no `ServingError` is logged and stays private."""
+    def failure(self, error: BaseException, keep: bool, version: bytes = b"", more: bytes = b"") -> bytes:
+        """The HTTP response for an error; one that is no `ServingError` is logged and stays private.
+
+        `more` are further header lines.
+        """
         log_unknown(error, "while answering an inference request")
         status = status_of(error)
         wait = retry_after(status)
-        more = b"" if wait is None else b"retry-after: %b\r\n" % wait.encode()
+        if wait is not None:
+            more += b"retry-after: %b\r\n" % wait.encode()
         if version:
             more += b"x-prism-model-version: %b\r\n" % version
         return self.refusal(status.http, message_of(error), keep, more)
@@ -231,6 +257,15 @@ class Inference:
         versions = {(model, version) for model in models for version in self.dispatcher.document(model).versions}
         self.metrics.keep(versions)
 
+    def write_log(self) -> None:
+        """Write what was sampled; in any thread, off the loop."""
+        self._log.flush()
+
+    @property
+    def log_waits(self) -> bool:
+        """Whether `write_log` has something to do."""
+        return self._log.waiting > 0
+
     def _lane(self, model: str, arm: Arm) -> Lane:
         record = arm.record
         key = (model, record.version)
@@ -243,12 +278,30 @@ class Inference:
         lane = self._lanes[key] = Lane(document, record, codec, cell)
         return lane
 
+    def _sample(
+        self, pending: Pending, status: int, request_s: float, message: str, answer: TensorAnswer | None = None
+    ) -> None:
+        trace = pending.trace
+        self._log.note(
+            status=status,
+            request_s=request_s,
+            model=pending.lane.document.name,
+            version=pending.lane.record.version,
+            rows=pending.rows,
+            request_id=_name(pending),
+            traceparent=trace.parent if trace is not None else "",
+            queue_s=answer.queue_s if answer is not None else None,
+            run_s=answer.compute_s if answer is not None else None,
+            batch_rows=answer.batch_rows if answer is not None else None,
+            reason=message,
+        )
+
     def _note(
         self, pending: Pending, status: int, request_s: float, message: str, answer: TensorAnswer | None = None
     ) -> None:
         self._notes.append(
             {
-                "request_id": pending.id[:100],
+                "request_id": _name(pending),
                 "model": pending.lane.document.name,
                 "version": pending.lane.record.version,
                 "rows": pending.rows,
@@ -259,6 +312,11 @@ class Inference:
                 "reason": message[:300],
             }
         )
+
+
+def _name(pending: Pending) -> str:
+    """The request's id in its body, else in its headers, else ""."""
+    return (pending.id or (pending.trace.request_id if pending.trace is not None else ""))[:100]
 
 
 def role_of(document: ModelDocument, version: str) -> str:

@@ -19,6 +19,7 @@ from cluster.settings import Settings
 from deployments.gateway.dispatch import Dispatcher
 from deployments.gateway.http_protocol import GatewayProtocol
 from deployments.gateway.inference import Inference
+from deployments.gateway.request_log import RequestLog
 from deployments.metrics import Metrics
 
 logger = logging.getLogger("prism.gateway")
@@ -34,10 +35,16 @@ class HttpServer:
     """
 
     def __init__(
-        self, sock: socket.socket, dispatcher: Dispatcher, app: ASGIApp, settings: Settings, metrics: Metrics
+        self,
+        sock: socket.socket,
+        dispatcher: Dispatcher,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        log: RequestLog | None = None,
     ) -> None:
         self._sock = sock
-        self._inference = Inference(dispatcher, settings, metrics)
+        self._inference = Inference(dispatcher, settings, metrics, log)
         protocol = partial(GatewayProtocol, inference=self._inference)
         config = Config(
             app,
@@ -102,6 +109,7 @@ class HttpServer:
     async def stop(self) -> None:
         """Close the socket and every connection, whatever is under way on it."""
         self._inference.draining = True
+        await asyncio.to_thread(self._inference.write_log)
         task, self._task = self._task, None
         if task is None:
             self._sock.close()
@@ -145,4 +153,6 @@ class _Server(Server):
                 protocol.expire(now_s)
         if counter % 20 == 0:
             self._inference.sweep()
+            if self._inference.log_waits:
+                asyncio.get_running_loop().run_in_executor(None, self._inference.write_log)
         return bool(done)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from deployments.call import Reply, TensorRequest
+from cluster.policy.arrival import Arrivals
+from deployments.call import INTERACTIVE, Reply, TensorRequest
 
 WAITING, SENT, DONE = 0, 1, 2
 NO_REQUEST = TensorRequest(0, (), (), 0.0)
@@ -93,6 +94,21 @@ class Peer:
     @property
     def usable(self) -> bool:
         return not self.draining and not self.silent
+
+    def busy_s(self, arrivals: Arrivals, urgent: bool, now_s: float) -> float:
+        """The least it has to compute before a request (`urgent`: an interactive one) that is sent now.
+
+        That is what we sent or what it told: the two overlap, and both grow less with time.
+        """
+        told_s = arrivals.work_s(self.ahead_rows) - (now_s - self.told_s)
+        rows = 0
+        for call in self.calls.values():
+            if not rows:
+                rows = call.rows  # being computed, whatever has become of its requests
+            elif not urgent or call.entries[0].request.priority == INTERACTIVE:
+                rows += sum([entry.rows for entry in call.entries if entry.state == SENT])
+        sent_s = arrivals.work_s(rows) - (now_s - max(self.owes_since_s, self.answered_s))
+        return max(0.0, told_s, sent_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,8 @@
 How it works. Requests wait in lanes, one per (priority, shape), because only such requests may share a micro-batch.
 `step` makes micro-batches out of them while some replica has a free slot: the oldest waiting request of the class
 whose turn it is decides the lane, the replica with the fewest outstanding rows gets it. So whatever arrived while
-micro-batches were in flight goes out with the next one, and an idle pool sends at once.
-
-A request whose deadline would pass even if everything before it went as fast as it was measured to go is refused when
-it comes (`cluster.policy.arrival`): it costs nobody anything.
+micro-batches were in flight goes out with the next one, and an idle pool sends at once. What cannot be answered by its
+deadline even at best (`cluster.policy.arrival`) is refused when it comes.
 
 When a replica's connection breaks, its unanswered requests become suspects: each has one more chance, alone on a
 replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. A replica
@@ -103,19 +101,16 @@ class Pool:
         """Take a request in, or refuse it. `key`: requests with equal keys and priority may share a micro-batch."""
         rows = entry.rows
         settings = self.settings
+        refusal: ServingError | None = None
         if self.waiting_rows + rows > settings.max_waiting_rows:
-            self.refuse(entry, Overloaded(f"{self.waiting_rows} rows wait, at most {settings.max_waiting_rows} may"))
+            refusal = Overloaded(f"{self.waiting_rows} rows wait, at most {settings.max_waiting_rows} may")
+        elif self.waiting_bytes + size_bytes > settings.max_waiting_bytes:
+            refusal = Overloaded(f"{self.waiting_bytes} bytes wait, at most {settings.max_waiting_bytes} may")
+        elif entry.deadline_s < self._now_s + (self.waiting_rows + self._beyond_rows + rows) * self._row_s:
+            refusal = self._late(entry, self._now_s)  # else one replica alone could do it in time, row by row
+        if refusal is not None:
+            self.refuse(entry, refusal)
             return
-        if self.waiting_bytes + size_bytes > settings.max_waiting_bytes:
-            limit = settings.max_waiting_bytes
-            self.refuse(entry, Overloaded(f"{self.waiting_bytes} bytes wait, at most {limit} may"))
-            return
-        # Most could be answered in time by one replica alone, row by row: no more needs to be known of them.
-        if entry.deadline_s < self._now_s + (self.waiting_rows + self._beyond_rows + rows) * self._row_s:
-            late = self._late(entry, self._now_s)
-            if late is not None:
-                self.refuse(entry, late)
-                return
         entry.size_bytes = size_bytes
         entry.state = WAITING
         entry.seq = self._seq = self._seq + 1
@@ -253,27 +248,12 @@ class Pool:
     def _late(self, entry: Entry, now_s: float) -> DeadlineExceeded | None:
         """Why the request cannot be answered in time; None if it can, or there is no replica to judge by."""
         urgent = entry.request.priority == INTERACTIVE
-        busy_s = [self._busy_s(peer, urgent, now_s) for peer in self.peers.values() if peer.usable]
+        busy_s = [peer.busy_s(self._arrivals, urgent, now_s) for peer in self.peers.values() if peer.usable]
         if not busy_s:
             return None
         ahead = self.waiting_rows - self._patient_rows if urgent else self.waiting_rows
         needs_s = self._arrivals.needs_s(busy_s, ahead, entry.rows)
         return too_late(entry.deadline_s - now_s, needs_s) if entry.deadline_s < now_s + needs_s else None
-
-    def _busy_s(self, peer: Peer, urgent: bool, now_s: float) -> float:
-        """The least a replica has to compute before a request that is sent now: what we sent, or what it told.
-
-        The two overlap, and both grow less with time.
-        """
-        told_s = self._arrivals.work_s(peer.ahead_rows) - (now_s - peer.told_s)
-        rows = 0
-        for call in peer.calls.values():
-            if not rows:
-                rows = call.rows  # being computed, whatever has become of its requests
-            elif not urgent or call.entries[0].request.priority == INTERACTIVE:
-                rows += sum([entry.rows for entry in call.entries if entry.state == SENT])
-        sent_s = self._arrivals.work_s(rows) - (now_s - max(peer.owes_since_s, peer.answered_s))
-        return max(0.0, told_s, sent_s)
 
     def _deserted(self) -> bool:
         return all(peer.draining for peer in self.peers.values())
