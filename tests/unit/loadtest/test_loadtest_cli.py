@@ -42,6 +42,25 @@ def test_without_a_running_home_the_host_has_to_be_given(tmp_path):
     assert isinstance(result.exception, OperatorError) and "give --host URL" in result.exception.message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scenario", "store-killed"], "events: they need the Prism of a local home"),
+        (["--baseline", "ray-serve"], "baseline: it needs the Prism of a local home"),
+        (["--scenario", "canary", "--no-events", "--baseline", "ray-serve"], "baseline: canary has keys"),
+        (["--scenario", "store-killed", "--no-events"], "host: nothing answers at http://127.0.0.1:1"),
+    ],
+)
+def test_what_needs_a_local_prism_says_so_before_anything_is_sent(tmp_path, arguments, message):
+    result = call("--home", str(tmp_path), "--host", "http://127.0.0.1:1", "--model", "m", *arguments)
+    assert message in result.exception.message and "\n" not in result.exception.message
+
+
+@pytest.mark.parametrize("arguments", [["--artifact", "."], ["--baseline", "ray-serve", "--find-max"]])
+def test_options_that_do_not_go_together_are_refused(arguments):
+    assert call("--model", "m", *arguments).exit_code == 2
+
+
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("missed", 1), ("invalid", 2)])
 def test_the_exit_code_is_the_verdict(monkeypatch, tmp_path, status, code):
     from dataclasses import replace
