@@ -9,6 +9,7 @@ from loadtest.measure import (
     completed_in,
     counts,
     distribution,
+    judged_until,
     mean_cpu,
     misses,
     percentiles,
@@ -156,3 +157,19 @@ def test_a_missed_objective_is_told_apart_from_an_invalid_run():
 def test_a_closed_loop_and_too_few_requests_are_pointed_out():
     notes = judge(generation(loop="closed", offered=100, sent=100), [], OBJECTIVE).notes
     assert any("closed loop" in note for note in notes) and any("459 are needed" in note for note in notes)
+
+
+def test_what_the_end_of_a_run_cut_off_is_not_judged_but_a_request_nobody_answered_is(tmp_path):
+    open_at_the_end = (9.8, 9.8, NAN, Outcome.UNANSWERED, "", 0)
+    stuck = (2.0, 2.0, NAN, Outcome.UNANSWERED, "", 0)
+    samples, _ = recorded(tmp_path, [stuck, ok(5.0, 0.1), ok(9.0, 0.1), open_at_the_end])
+    assert judged_until(samples, 10.0, patience_s=1.0) == 9.8
+    assert judged_until(samples.only(samples.ok), 10.0, patience_s=1.0) == 10.0
+
+
+@pytest.mark.parametrize("offered", [0, 100])
+def test_a_run_that_was_stopped_says_when(offered):
+    made = Generation("open", offered, offered, 0, 0.001, 0.1, planned_s=60.0, stopped_s=3.25)
+    verdict = judge(made, [], OBJECTIVE)
+    assert "stopped after 3.2 s of 60 s" in verdict.notes
+    assert verdict.reasons == (() if offered else ("it was stopped before anything was measured",))
