@@ -22,7 +22,7 @@ from deployments.gateway.dispatch import Dispatcher
 from deployments.gateway.heads import KnownHeads
 from deployments.gateway.request_log import RequestLog
 from deployments.gateway.targets import infer_target
-from deployments.gateway.tracing import Trace, trace_of
+from deployments.gateway.tracing import NO_TRACE, Trace, trace_of
 from deployments.metrics import Cell, Metrics
 from deployments.oip.codec import InferCodec
 from deployments.oip.request import MAX_JSON_BYTES, Limits
@@ -155,7 +155,19 @@ class Inference:
             pending.ticket = arm.submit(request, reply)
             return pending
         except Exception as error:
-            cell.failed(status_of(error).http, time.monotonic() - now_s)
+            status, request_s = status_of(error).http, time.monotonic() - now_s
+            cell.failed(status, request_s)
+            if self._sampled and self._log.wants():
+                trace = trace_of(headers) or NO_TRACE
+                self._log.note(
+                    status=status,
+                    request_s=request_s,
+                    model=target.model[:100],
+                    version=target.version or "",
+                    request_id=trace.request_id,
+                    traceparent=trace.parent,
+                    reason=message_of(error),
+                )
             raise
 
     def answer(

@@ -27,6 +27,9 @@ class Trace:
     header: bytes
 
 
+NO_TRACE = Trace("", "", b"")
+
+
 def trace_of(headers: Mapping[bytes, bytes]) -> Trace | None:
     """From headers by lower-case name. A malformed one is as none: it must not fail a request."""
     parent, request_id = headers.get(b"traceparent", b""), headers.get(b"x-request-id", b"")

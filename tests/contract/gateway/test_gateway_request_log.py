@@ -80,6 +80,15 @@ async def test_what_was_sampled_is_in_the_file_when_the_gateway_has_stopped(tmp_
     assert (bad["status"], bad["reason"], bad["request_id"], bad["run_s"]) == (429, "full", "", None)
 
 
+async def test_a_request_that_could_not_be_read_is_sampled_too(tmp_path: Path) -> None:
+    routes, file = FakeRoutes(), tmp_path / "requests.jsonl"
+    async with serving(lambda *_: None, routes, log=RequestLog(file, 1.0, "g1")) as (_, port):
+        head = await Running(routes, port).infer("X-Prism-Timeout-Ms: soon", "X-Request-Id: odd")
+        assert head.startswith("http/1.1 400")
+    (line,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (line["status"], line["model"], line["request_id"]) == (400, "m", "odd") and "soon" in line["reason"]
+
+
 async def test_without_a_share_no_file_is_made(tmp_path: Path) -> None:
     file = tmp_path / "requests.jsonl"
     async with serving(lambda *_: None, FakeRoutes(), log=RequestLog(file, 0.0)) as (_, port):
