@@ -77,6 +77,18 @@ class ArtifactStore:
             _place(target, digest, lambda temporary: _download(uri, digest, temporary))
         return target
 
+    def verified(self, uri: str, digest: str) -> Artifact:
+        """The artifact at `uri`, fetched, with every file checked against its SHA-256 once.
+
+        Raises: as `fetch`, and ArtifactCorrupt, naming the file that is not what the manifest says.
+        """
+        artifact = Artifact.read(self.fetch(uri, digest))
+        if artifact.digest != digest:
+            raise ArtifactCorrupt(f"{MANIFEST}: expected digest {digest[:16]}..., got {artifact.digest[:16]}...")
+        if local_path(uri) is not None:  # a copy in the cache was checked when it was fetched
+            artifact.verify()
+        return artifact
+
 
 def size_bytes(artifact: Artifact) -> int:
     """Bytes of the artifact's files, manifest included. Raises: ArtifactCorrupt if one is missing."""

@@ -89,13 +89,7 @@ class ModelReplica:
 
     def _fetch(self, boot: Boot) -> Artifact:
         store = ArtifactStore(boot.artifacts_url, Path(boot.home) / "cache")
-        artifact = Artifact.read(store.fetch(self._record.uri, self._record.digest))
-        if artifact.digest != self._record.digest:
-            raise ArtifactCorrupt(
-                f"manifest.json: expected digest {self._record.digest[:16]}..., got {artifact.digest[:16]}..."
-            )
-        artifact.verify()
-        return artifact
+        return store.verified(self._record.uri, self._record.digest)
 
     def _policy(self, deploy: DeploySettings) -> BatchPolicy:
         most = self._record.signature.max_rows

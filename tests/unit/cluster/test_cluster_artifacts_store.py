@@ -1,10 +1,12 @@
 import shutil
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
 
-from cluster.artifact import Artifact, Manifest, hash_files, write_manifest
+from cluster import artifact as artifact_module
+from cluster.artifact import Artifact, Manifest, hash_files, sha256_of, write_manifest
 from cluster.artifacts_store import ArtifactStore, local_path, size_bytes
 from cluster.errors import ArtifactCorrupt, InvalidRequest, OperatorError, StoreUnavailable
 from cluster.tensors import Signature, TensorSpec
@@ -165,3 +167,22 @@ def test_size_counts_the_artifacts_own_files(artifact):
 @pytest.mark.parametrize(("url", "local"), [("/a/b", "/a/b"), ("file:///a/b", "/a/b"), ("a", "a"), ("s3://a/b", None)])
 def test_a_local_path_is_told_from_a_url(url, local):
     assert local_path(url) == (None if local is None else type(local_path("/"))(local))
+
+
+def test_every_file_is_read_once_to_be_checked_wherever_the_artifact_lies(store, artifact, monkeypatch):
+    uri = store.put(artifact)
+    store.fetch(uri, artifact.digest)  # what comes from elsewhere is in the cache now
+    checked: list[str] = []
+    monkeypatch.setattr(artifact_module, "sha256_of", lambda file: checked.append(file.name) or sha256_of(file))
+    assert store.verified(uri, artifact.digest).digest == artifact.digest
+    assert sorted(checked) == ["model.onnx", "part.bin"]
+
+
+def test_a_verified_artifact_is_the_one_that_was_asked_for_and_undamaged(tmp_path, artifact):
+    store = ArtifactStore(str(tmp_path / "kept"), tmp_path / "cache")
+    uri = store.put(artifact)
+    with pytest.raises(ArtifactCorrupt, match=r"manifest\.json: expected digest 0000"):
+        store.verified(uri, "0" * 64)
+    (Path(uri) / "model.onnx").write_bytes(b"?")
+    with pytest.raises(ArtifactCorrupt, match=r"model\.onnx: expected SHA-256"):
+        store.verified(uri, artifact.digest)
