@@ -1,6 +1,7 @@
 """What every runtime owes, whatever it runs. Artifacts of other formats join the list as their runtimes exist."""
 
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from converters.runtime import open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, text_artifact, two_input_artifact
 
 MAKERS = [mlp_artifact, two_input_artifact, fixed_artifact, text_artifact]
+if find_spec("tensorflow") and find_spec("ai_edge_litert"):  # in the environment that `make env-tensorflow` makes
+    import tf_models
+
+    MAKERS += tf_models.MAKERS
 
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
@@ -41,7 +46,7 @@ def test_a_second_call_gives_the_same_answer(artifact):
         assert a.tolist() == b.tolist()
 
 
-@pytest.mark.parametrize("make", [make for make in MAKERS if make is not fixed_artifact], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [make for make in MAKERS if "fixed" not in make.__name__], ids=lambda m: m.__name__)
 def test_rows_in_company_are_answered_as_alone(make, tmp_path):
     artifact = make(tmp_path / "artifact")
     runtime = open_runtime(artifact)
