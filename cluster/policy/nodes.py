@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from cluster.nodes import DrainRequest, NodeReport, NodeState
 
 LINGER_S = 30.0  # a gateway stays for so long after the last replica on its node
+LEAVE_S = 5.0  # a gateway whose node drains fails its health checks for so long before it refuses connections
 RETRY_S = 15.0  # a gateway that could not be started is tried again after so long
 REMEMBER_DRAIN_S = 3600.0  # a node that has left may still ask whether it was meant to
 
@@ -40,9 +41,11 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True)
 class NodeMemory:
-    """When a node was last seen with replicas, and when its gateway was first seen failed; None: never, or not now."""
+    """When a node was last seen with replicas; since when it drains, and its gateway has failed. None: never, or not
+    now."""
 
     busy_at_s: float | None = None
+    draining_at_s: float | None = None
     failed_at_s: float | None = None
 
 
@@ -73,11 +76,13 @@ def plan_gateways(
         before = memory.get(id, NodeMemory())
         busy_at_s = now_s if node.replicas else before.busy_at_s
         status = gateways.get(id)
-        failed_at_s = None
-        if status == "DEPLOY_FAILED":
-            failed_at_s = now_s if before.failed_at_s is None else before.failed_at_s
-        kept[id] = NodeMemory(busy_at_s, failed_at_s)
-        if not _wanted(node, busy_at_s, now_s):
+        draining_at_s = _since(before.draining_at_s, node.draining, now_s)
+        failed_at_s = _since(before.failed_at_s, status == "DEPLOY_FAILED", now_s)
+        kept[id] = NodeMemory(busy_at_s, draining_at_s, failed_at_s)
+        if draining_at_s is not None:
+            if status not in (None, "DELETING") and now_s - draining_at_s >= LEAVE_S:
+                delete.append(id)
+        elif not _wanted(node, busy_at_s, now_s):
             if status not in (None, "DELETING"):
                 delete.append(id)
         elif status is None:
@@ -87,8 +92,15 @@ def plan_gateways(
     return GatewayPlan(tuple(run), tuple(delete), kept)
 
 
+def _since(before_s: float | None, now: bool, now_s: float) -> float | None:
+    """Since when something is so; None if it is not."""
+    if not now:
+        return None
+    return now_s if before_s is None else before_s
+
+
 def _wanted(node: NodeSeen, busy_at_s: float | None, now_s: float) -> bool:
-    if not node.door_port or node.draining:
+    if not node.door_port:
         return False
     return node.head or node.idle_gateway or (busy_at_s is not None and now_s - busy_at_s <= LINGER_S)
 

@@ -59,6 +59,7 @@ class Gateway:
         self._table = RoutingTable(self._connect, self._disconnect)
         self._statuses: dict[str, dict[str, VersionStatus]] = {}
         self._statuses_s = 0.0
+        self._node_drains = False
         await asyncio.to_thread(self._read)
         self._table.apply(self._follower.documents)
         self._table.know(self._statuses)
@@ -83,6 +84,9 @@ class Gateway:
             try:
                 self._statuses = {model: self._store.statuses(model) for model in self._follower.documents}
                 self._statuses_s = now_s
+                self._node_drains = any(
+                    node.id == self._node and node.state != "UP" for node in self._store.nodes.reports().nodes
+                )
             except StoreUnavailable:
                 pass
         return bool(changed)
@@ -99,6 +103,8 @@ class Gateway:
                 if await asyncio.to_thread(self._read) or self._table.behind:
                     self._table.apply(self._follower.documents)
                 self._table.know(self._statuses)
+                if self._node_drains and not self._server.draining:
+                    self._server.announce_leaving()
             except ServingError as error:
                 log.warning("the routing table was not changed: %s", error.message)
             except Exception:

@@ -80,6 +80,10 @@ class HttpServer:
         if self._task is None or (self._task.done() and not self._inference.draining):
             raise OperatorError("the HTTP server no longer listens")
 
+    def announce_leaving(self) -> None:
+        """From now on health checks fail and answers say `Connection: close`; whoever still comes is answered."""
+        self._inference.draining = True
+
     async def drain(self, timeout_s: float) -> bool:
         """Accept no more connections, answer what was accepted, close. Returns: whether all was answered in time.
 

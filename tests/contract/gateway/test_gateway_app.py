@@ -200,6 +200,15 @@ async def test_a_draining_gateway_says_so_on_connections_that_are_open(running: 
     assert await draining
 
 
+async def test_a_gateway_that_will_leave_fails_health_checks_and_still_answers_whoever_comes(running: Running) -> None:
+    running.server.announce_leaving()
+    assert (await running.call("GET", "/-/healthz"))[0] == 503
+    status, _, headers = await running.call("GET", "/v2/models/m")
+    assert (status, headers["connection"]) == (200, "close")
+    await running.triton(lambda client: client.infer("m", [rows(1)]))
+    running.server.check()
+
+
 async def test_metrics_are_prometheus_text(running: Running) -> None:
     await running.triton(lambda client: client.infer("m", [rows(1)]))
     status, text, headers = await running.call("GET", "/metrics")

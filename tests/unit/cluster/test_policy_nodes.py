@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from cluster.nodes import DrainRequest
 from cluster.policy.nodes import (
+    LEAVE_S,
     LINGER_S,
     REMEMBER_DRAIN_S,
     RETRY_S,
@@ -40,11 +41,15 @@ def test_the_gateway_of_a_node_that_has_left_goes_and_is_not_deleted_twice():
     assert decided((node("a"),), {"a": "RUNNING", "gone": "DELETING"})[1] == ()
 
 
-def test_a_draining_node_loses_its_gateway_at_once_and_gets_none():
+def test_a_draining_node_gets_no_gateway_and_loses_its_own_once_balancers_have_had_time():
     draining = node("b", draining=True, replicas={"m:1": 2})
-    assert decided((draining,), {"b": "RUNNING"})[:2] == ((), ("b",))
-    assert decided((draining,), {"b": "DELETING"})[:2] == ((), ())
-    assert decided((draining,))[:2] == ((), ())
+    run, delete, memory = decided((draining,), {"b": "RUNNING"}, {}, 10.0)
+    assert (run, delete) == ((), ())
+    _, delete, memory = decided((draining,), {"b": "RUNNING"}, memory, 9.9 + LEAVE_S)
+    assert delete == ()
+    assert decided((draining,), {"b": "RUNNING"}, memory, 10.0 + LEAVE_S)[1] == ("b",)
+    assert decided((draining,), {"b": "DELETING"}, memory, 11.0 + LEAVE_S)[1] == ()
+    assert decided((draining,), {}, memory, 12.0 + LEAVE_S)[0] == ()
 
 
 def test_a_node_that_may_be_taken_away_has_a_gateway_only_with_replicas_and_for_a_while_after():
