@@ -169,6 +169,7 @@ def test_a_batch_that_can_never_fill_is_refused_with_both_numbers():
     [
         ({"http": {"prt": 1}}, "settings.http.prt"),
         ({"nope": 1}, "settings.nope"),
+        ({"gateway": {"log_sample": 1.5}}, "settings.gateway.log_sample"),
         ({"http": 3}, "settings.http"),
         ([], "mapping"),
         ({"http": {"port": "x"}}, "port"),

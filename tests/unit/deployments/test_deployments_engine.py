@@ -83,6 +83,29 @@ async def test_what_arrives_while_a_batch_runs_goes_together_and_gets_its_own_ro
     assert bench.runtime.calls == [1, 6]
 
 
+async def test_one_gateway_with_a_deep_queue_does_not_make_another_wait_for_all_of_it(bench):
+    bench.runtime.gate.clear()
+    done = []
+
+    def submit(source, value):
+        micro = batch(*[value] * 8)
+        micro.source = source
+        answered = bench.submit(micro)
+        answered.add_done_callback(lambda _: done.append(source))
+        return answered
+
+    first = bench.submit(batch(0.0))
+    deep = [submit(1, 1.0) for _ in range(3)]
+    late = submit(2, 2.0)
+    assert bench.engine.ahead_rows(1) == 24 + 8 and bench.engine.ahead_rows(3) == 8 + 8
+    assert bench.engine.queue_rows() == 32
+    bench.runtime.gate.set()
+    results = await asyncio.gather(first, *deep, late)
+    assert all(not result.errors for result in results)
+    assert done.index(2) == 1
+    assert bench.engine.ahead_rows(1) == 0
+
+
 async def test_a_full_queue_refuses_and_keeps_what_it_has(bench):
     bench.runtime.gate.clear()
     running = bench.submit(batch(1.0))
