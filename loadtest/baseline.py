@@ -19,6 +19,7 @@ from cluster.artifact import Artifact
 from cluster.cli.oip_client import Answer, decode
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.names import Target
+from loadtest.bench.accounting import ProcessTree, settled
 from loadtest.bench.contestants import CONTESTANTS, filled
 from loadtest.bench.process import ServerProcess, answers, free_port
 from loadtest.calls import Call, fetch_json, post, signature_metadata
@@ -31,6 +32,7 @@ from loadtest.scenario import Scenario
 
 BASELINES = ("ray-serve", "ray-serve-haproxy")
 TOLERANCE = 1e-3  # of the largest value of an output
+QUIET_TRIES = 8  # seconds in which start-up work may die down before the load
 FEW_ROWS = 16  # of a batch, where the artifact was never measured
 
 Say = Callable[[str], None]
@@ -100,9 +102,10 @@ def run_side_by_side(
     say("loading Prism")
     prism = run(scenario, host, out / "prism", on_progress, about_server=about_server)
     say(f"starting {against.name}")
-    with baseline(against, artifact, max(target.rows for target in scenario.targets)) as url:
+    with baseline(against, artifact, max(target.rows for target in scenario.targets)) as (url, tree):
         for call, want in zip(calls, expected, strict=True):
             check_answer(against.name, _ask(url, call, against.name), want)
+        settled(tree, QUIET_TRIES, 1.0)
         say(f"loading {against.name}")
         about = {
             "name": against.name,
@@ -129,8 +132,8 @@ def run_side_by_side(
 
 
 @contextmanager
-def baseline(against: Against, artifact: Artifact, rows: int) -> Iterator[str]:
-    """The baseline's URL, while it runs; everything it started has ended afterwards, whatever happened.
+def baseline(against: Against, artifact: Artifact, rows: int) -> Iterator[tuple[str, ProcessTree]]:
+    """The baseline's URL and processes, while it runs; everything it started has ended afterwards, whatever happened.
 
     Args:
         rows: Rows of one request: its batches count requests.
@@ -152,7 +155,7 @@ def baseline(against: Against, artifact: Artifact, rows: int) -> Iterator[str]:
         )
         process.start(lambda: answers(port, contestant.ready))
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.tree
         finally:
             process.stop()
 

@@ -7,6 +7,7 @@ and proxies count, whoever started them. The kernel counts CPU in ticks of 10 ms
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 MARK = "PRISM_BENCH_MARK"
+QUIET_CORES = 0.15  # a server that has just started works on for a while
 
 # What a process is for, by the first of these found in its command line; anything else is "server".
 KINDS: tuple[tuple[str, str], ...] = (
@@ -154,6 +156,20 @@ class ProcessTree:
             old = found.get(kind, Memory(0, 0, True))
             found[kind] = Memory(old.processes + 1, old.pss_bytes + size, old.exact and exact)
         return found
+
+
+def settled(tree: ProcessTree, tries: int, look_s: float) -> dict[str, float]:
+    """Cores used by kind when nobody asks, once start-up work has died down (or the tries are used up)."""
+    idle: dict[str, float] = {}
+    for _ in range(max(1, tries)):
+        before, started_s = tree.times(), time.monotonic()
+        time.sleep(look_s)
+        used = used_s(before, tree.times())
+        took_s = time.monotonic() - started_s
+        idle = {kind: seconds / took_s for kind, seconds in used.items()}
+        if sum(idle.values()) < QUIET_CORES:
+            break
+    return idle
 
 
 def descendants(roots: Iterable[int], parents: Mapping[int, int]) -> set[int]:

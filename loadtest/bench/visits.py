@@ -16,7 +16,7 @@ import msgspec
 import psutil
 
 from cluster.errors import OperatorError
-from loadtest.bench.accounting import ProcessTree, busy_s, stolen_s, used_s
+from loadtest.bench.accounting import busy_s, settled, stolen_s, used_s
 from loadtest.bench.contestants import Contestant
 from loadtest.bench.generator import LoadFigures, LoadPlan
 from loadtest.bench.process import Server
@@ -24,7 +24,6 @@ from loadtest.bench.result import Measurement, Point, Visit
 from loadtest.bench.work import Prepared
 
 WARM_CONNECTIONS = 8
-QUIET_CORES = 0.15  # a server that has just started works on for a while
 _SPARE_S = 60.0
 
 Say = Callable[[str], None]
@@ -125,7 +124,7 @@ def visit(
             generator.load(
                 LoadPlan(server.port, server.request_files(name), WARM_CONNECTIONS, schedule.warm_s, lead_s=0.0)
             )
-        idle = _idle(server.tree, schedule)
+        idle = settled(server.tree, schedule.quiet_tries, schedule.idle_s)
         idle_cores = sum(idle.values())
         found = Visit(
             contestant.name,
@@ -167,20 +166,6 @@ def line(m: Measurement) -> str:
         f"{m.point.format}, {pace}: {m.rps:.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms, "
         f"CPU {m.cpu_ms:.4f} ms/request ({kinds}), other work {m.other_share:.0%}{failed}"
     )
-
-
-def _idle(tree: ProcessTree, schedule: Schedule) -> dict[str, float]:
-    """Cores used by kind when nobody asks, once start-up work has died down (or the tries are used up)."""
-    idle: dict[str, float] = {}
-    for _ in range(max(1, schedule.quiet_tries)):
-        before, started_s = tree.times(), time.monotonic()
-        time.sleep(schedule.idle_s)
-        used = used_s(before, tree.times())
-        took_s = time.monotonic() - started_s
-        idle = {kind: seconds / took_s for kind, seconds in used.items()}
-        if sum(idle.values()) < QUIET_CORES:
-            break
-    return idle
 
 
 def _measure(
