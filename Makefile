@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
-.PHONY: install demo test test-unit lint bench clean
+.PHONY: install demo test test-unit lint bench sim scale-bench clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,14 @@ lint: install
 
 bench: install
 	@$(BIN)/python -m loadtest.bench
+
+# Autoscaling policies in virtual time, Prism's and Ray Serve's.
+sim: install
+	@$(BIN)/python -m loadtest.scaling
+
+# A real step in load on this machine, Prism and Ray Serve; some minutes, on a quiet machine.
+scale-bench: install
+	@$(BIN)/python -m loadtest.scaling_live
 
 clean:
 	@test ! -d .prism || $(BIN)/prism down --home .prism
