@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.costs import CostCurve
 from cluster.documents import DeploySettings, VersionRecord
 from cluster.errors import (
     Cancelled,
@@ -90,11 +91,18 @@ class Bench:
         self.servers.append(server)
         return server
 
-    def client(self, *servers: WireServer, secret: str = SECRET, node: str = "here", **settings: Any) -> VersionClient:
+    def client(
+        self,
+        *servers: WireServer,
+        secret: str = SECRET,
+        node: str = "here",
+        record: VersionRecord = RECORD,
+        **settings: Any,
+    ) -> VersionClient:
         def on_wanted() -> None:
             self.wanted += 1
 
-        client = VersionClient(RECORD, GatewaySettings(**settings), secret, node, on_wanted)
+        client = VersionClient(record, GatewaySettings(**settings), secret, node, on_wanted)
         self.clients.append(client)
         client.update({server.instance: server.addresses() for server in servers})
         return client
@@ -166,6 +174,22 @@ async def test_tensors_far_larger_than_any_buffer_arrive_whole(bench: Bench):
     asked = [Asked(client, value, rows=8, width=200_000) for value in range(4)]
     await until(lambda: all(a.replies for a in asked))
     assert all(a.right for a in asked)
+
+
+async def test_what_a_busy_replica_cannot_answer_in_time_is_refused_before_it_is_sent(bench: Bench):
+    engine = Doubling(held=True)
+    slow = replace(RECORD, costs=CostCurve.of({1: 50.0, 8: 50.0}))
+    client = bench.client(await bench.server(engine), record=slow)
+    await until(lambda: client.connected)
+    early = [Asked(client, value, left_s=1000.0) for value in range(17)]
+    await until(lambda: len(engine.seen) == 2 and client.waiting_rows == 1)
+    late, patient = Asked(client, 1.0, left_s=90.0), Asked(client, 2.0, left_s=900.0)
+    await until(lambda: late.replies)
+    assert isinstance(late.error, DeadlineExceeded) and "expected to take" in late.error.message
+    engine.release()
+    await until(lambda: patient.replies and all(asked.replies for asked in early))
+    assert patient.right and all(asked.right for asked in early)
+    assert sum(batch.total_rows for batch in engine.seen) == 18
 
 
 async def test_concurrent_requests_share_a_frame_and_ids_deadlines_and_priority_arrive(bench: Bench):
