@@ -29,7 +29,7 @@ def pair():
     with tempfile.TemporaryDirectory(prefix="prism-pair-") as folder:
         made = Prism(Path(folder) / "home", free_port())
         settings = Path(folder) / "settings.yaml"
-        settings.write_text("ray:\n  num_cpus: 8\ngateway:\n  replicas: 2\n  max_deadline_s: 20\n")
+        settings.write_text("ray:\n  num_cpus: 8\ngateway:\n  replicas: 2\n  max_deadline_s: 20\n  log_sample: 0.2\n")
         ports = ("--http-port", str(made.port), "--grpc-port", str(free_port()))
         try:
             made.cli("up", *ports, "--config", str(settings))
@@ -102,6 +102,21 @@ def test_every_request_is_counted_once_whoever_answered_and_whoever_is_asked(pai
         (version,) = overview["models"][0]["versions"]
         assert version["counts"]["status"]["200"] == sum(after.values())
         assert version["connected"] == 1 and overview["silent_gateways"] == 0
+
+
+def test_a_share_of_the_requests_is_logged_by_whichever_gateway_answered(pair):
+    with traffic_to(pair) as traffic:
+        traffic.wait_for(1000)
+    names = gateways(pair)
+    file = pair.home / "logs" / "requests.jsonl"
+    pair.until(lambda: file.exists() and {line["gateway"] for line in sampled(file)} == names)
+    lines = sampled(file)
+    assert all(line["model"] == "m" and line["status"] == 200 and line["request_s"] > 0 for line in lines)
+    assert len(lines) < sum(answered(pair).values()) / 2
+
+
+def sampled(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_a_gateway_that_hangs_is_left_out_in_time_and_a_killed_one_is_replaced(pair):
