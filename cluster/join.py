@@ -80,6 +80,15 @@ class JoinDocument:
         home.keep_secret("wire-secret", self.wire_secret)
 
 
+def check_local(node_ip: str) -> None:
+    """Raises: OperatorError if `node_ip` is no address of this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in node_ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((node_ip, 0))
+        except OSError as error:
+            raise OperatorError(f"ray.node_ip: {node_ip} is no address of this machine: {error.strerror}") from None
+
+
 def check_shared(node_ip: str, store_url: str) -> None:
     """Raises: OperatorError if a store at `store_url` could not be reached by the nodes that join a head at `node_ip`.
 

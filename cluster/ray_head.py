@@ -23,7 +23,7 @@ from typing import IO, Any
 from cluster.errors import OperatorError
 from cluster.home import Home
 from cluster.join import joinable
-from cluster.settings import BOOT_VARIABLE, Boot, RaySettings
+from cluster.settings import BOOT_VARIABLE, LOOPBACK, Boot, RaySettings
 
 NAMESPACE = "prism"
 
@@ -231,7 +231,7 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
             },
             temp_dir=str(home.ray_dir),
             include_dashboard=settings.dashboard,
-            dashboard_host=settings.node_ip,
+            dashboard_host=LOOPBACK,
             dashboard_port=None,
             dashboard_agent_listen_port=0,
             include_log_monitor=False,  # drivers do not print what workers write

@@ -14,7 +14,7 @@ import click
 from cluster.cli.output import emit, home_option, json_option
 from cluster.errors import OperatorError
 from cluster.home import Home
-from cluster.join import JoinDocument, joinable, outward_ip
+from cluster.join import JoinDocument, check_local, joinable, outward_ip
 from cluster.launch import bring_up, follow, join_up, take_down
 from cluster.probe import http_url
 from cluster.settings import Boot, Settings, read_settings
@@ -115,6 +115,7 @@ def merged(
 
 def _start(place: Home, settings: Settings, address: str | None, join: Path | None, say: Callable[[str], None]) -> Boot:
     """Bring a head up, or a node that joins one. Raises: OperatorError."""
+    check_local(settings.ray.node_ip)
     was_head = place.ray_port_file.exists() or any(place.store_dir.glob("*"))
     if not address and join is None:
         if place.join_file.exists() and not was_head:

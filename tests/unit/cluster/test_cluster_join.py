@@ -10,7 +10,15 @@ import pytest
 from cluster import home as home_module
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.home import Home
-from cluster.join import JoinDocument, check_reachable, check_shared, is_loopback, joinable, outward_ip
+from cluster.join import (
+    JoinDocument,
+    check_local,
+    check_reachable,
+    check_shared,
+    is_loopback,
+    joinable,
+    outward_ip,
+)
 from cluster.settings import BOOT_VARIABLE, Boot, GatewaySettings, RaySettings, Settings
 
 DOCUMENT = JoinDocument(
@@ -101,6 +109,12 @@ def test_the_address_of_this_machine_is_the_one_that_leads_to_the_head():
     assert outward_ip("127.0.0.1:6379") == "127.0.0.1"
     with pytest.raises(OperatorError, match="HOST:PORT"):
         outward_ip("head")
+
+
+def test_a_node_listens_on_an_address_of_this_machine():
+    check_local("127.0.0.1")
+    with pytest.raises(OperatorError, match=r"192\.0\.2\.1 is no address of this machine"):
+        check_local("192.0.2.1")  # reserved for documentation
 
 
 def test_loopback_addresses_and_joinable_heads():
