@@ -19,6 +19,7 @@ from converters.evaluation import ORIGIN as EVALUATION
 from converters.evaluation import Evaluation, evaluate
 from converters.isolated import describe, run_cases, run_task
 from converters.parity import OutputParity, Parity, Tolerance, compare, tolerance_for
+from converters.ranges import EDGE
 from converters.report import sample_points
 from converters.runtime import Arrays, Specs
 from converters.samples import labelled, take
@@ -149,7 +150,7 @@ def ask(artifact: Artifact, cases: Sequence[Case], inputs: Specs, free: bool, op
         if isinstance(result, str):
             case = cases[i] if i < len(cases) else Case("sample", 1, {})
             worked = sorted({cases[j].rows for j in range(min(i, len(cases))) if not isinstance(found[j], str)})
-            if free and worked:
+            if free and worked and not case.origin.startswith(EDGE):
                 raise ConversionFailed(
                     f"rows: the model says that its rows are free, and answers {worked[0]}, but with {case.rows} rows "
                     f"it fails: {result}. Is the batch size baked in? --max-rows 1 serves it unbatched"

@@ -17,6 +17,7 @@ from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Case
 
 EDGE_ROWS = 3
+EDGE = "edge"  # the beginning of an edge case's origin
 TYPICAL = 16  # what random data has where a range allows it
 
 _RANGE = re.compile(r"(.+):(\d+)=(\d+)\.\.(\d+)\Z")
@@ -96,7 +97,7 @@ def edge_cases(data: Mapping[str, np.ndarray], ranges: Sequence[AxisRange], rows
         sizes = {(r.name, r.axis): choice[key] for key, members in groups.items() for r in members}
         inputs = {name: _sized(array, name, sizes, rows) for name, array in data.items()}
         stated = ", ".join(f"{name}:{axis}={size}" for (name, axis), size in sizes.items())
-        found.append(Case(f"edge {stated}", rows or 1, inputs))
+        found.append(Case(f"{EDGE} {stated}", rows or 1, inputs))
     return tuple(found)
 
 

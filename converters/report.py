@@ -110,8 +110,9 @@ def _tiles(report: Report) -> str:
         seconds = own.profile.get("seconds_by_rows", {})
         if seconds:
             found.append((time_text(float(seconds["1"])), "one row"))
-            best = own.profile["best_rows"]
+            best = own.profile.get("best_rows", 1)
             found.append((f"{best} rows", "best batch"))
+        if "load_s" in own.profile:
             found.append((time_text(own.profile["load_s"]), "cold load"))
             found.append((size_text(own.profile["rss_bytes"]), "memory"))
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in found)
@@ -182,14 +183,14 @@ def _costs(costs: Sequence[Cost]) -> str:
     curves = {
         c.name: {int(rows): float(s) / int(rows) * 1e3 for rows, s in c.profile["seconds_by_rows"].items()}
         for c in costs
-        if c.profile
+        if c.profile.get("seconds_by_rows")
     }
     cards = [f"<h3>Size on disk</h3>{sizes}"]
     if curves:
         cards.append(f"<h3>Time per row</h3>{plots.lines(curves, 'rows in a batch', 'milliseconds a row')}")
     own = costs[0].profile
     where = ""
-    if own:
+    if "cpu_model" in own:
         where = f'<p class="why">Measured on {escape(own["cpu_model"])}, {own["threads"]} thread(s) a call.</p>'
     return f'<h2>Costs</h2><div class="pair">{"".join(_card(c) for c in cards)}</div>{where}'
 
