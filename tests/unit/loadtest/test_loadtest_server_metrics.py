@@ -54,3 +54,27 @@ def test_a_server_without_metrics_leaves_nothing_behind():
     found = server_figures([], ["m"], 0.0, 1.0)
     assert (found.batch_rows, found.batches, found.replicas_max) == (None, {}, None)
     assert server_timeline([], ["m"], 0.0, 2).batch_rows == (None, None)
+
+
+def node(**batches):
+    """A scrape of a node with several gateways: every series has its gateway as a label."""
+    pages = []
+    for name, count in batches.items():
+        pages.append(
+            page(count, 2 * count, replicas=3, queue=5, gateway=name).replace('arm=""', f'arm="",gateway="{name}"')
+        )
+    return "".join(pages)
+
+
+def test_the_gateways_of_a_node_add_up_and_see_the_same_replicas():
+    snapshots = [parse(node(a=100, b=900), 10.0), parse(node(b=910, a=110), 20.0)]
+    assert snapshots[0].gateway == snapshots[1].gateway == "a,b"
+    found = server_figures(snapshots, ["m"], 10.0, 20.0)
+    assert found.batch_rows == pytest.approx(2.0) and sum(found.batches.values()) == 20
+    assert (found.replicas_max, found.queue_rows_max) == (3, 10)
+
+
+def test_a_gateway_that_was_replaced_makes_no_jump():
+    snapshots = [parse(node(a=100, b=900), 10.0), parse(node(a=110, c=5), 20.0), parse(node(a=120, c=15), 30.0)]
+    found = server_figures(snapshots, ["m"], 10.0, 30.0)
+    assert sum(found.batches.values()) == 20
