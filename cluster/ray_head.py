@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +32,8 @@ DOOR_LABEL, GATEWAY_LABEL = "prism-door", "prism-gateway"
 ALWAYS, WITH_REPLICAS = "always", "with-replicas"
 
 _LOG_BYTES = 16 << 20
+_AUTOSCALER = "monitor"  # Ray's name of its process
+_AUTOSCALER_PAUSE_S = 10.0
 
 # Variables of the user's own Ray work that would lead our processes, or theirs, to the wrong cluster.
 _FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -200,10 +202,27 @@ def main() -> int:
     node = _node(Home(arguments.home), RaySettings(**arguments.settings), arguments.http_port, arguments.join)
     with os.fdopen(arguments.ready_fd, "w") as ready:
         print(arguments.join or node.address, node.node_id, file=ready)
-    while not (dead := node.dead_processes()):
-        time.sleep(0.5)
+    dead = watch(node)
     print("ray: ended:", ", ".join(f"{kind} (exit code {process.returncode})" for kind, process in dead), flush=True)
     return 1
+
+
+def watch(node: Any, pause: Callable[[float], None] = time.sleep) -> list[tuple[str, Any]]:
+    """Wait until a part of the node ends that it cannot do without; (kind, process) of each that has ended.
+
+    The autoscaler is not one of them: what is served goes on without it, and it is started again.
+    """
+    started_s = 0.0
+    while True:
+        dead = node.dead_processes()
+        if any(kind != _AUTOSCALER for kind, _ in dead):
+            return [(kind, process) for kind, process in dead if kind != _AUTOSCALER]
+        if dead and time.monotonic() - started_s > _AUTOSCALER_PAUSE_S:
+            print(f"ray: the autoscaler ended (exit code {dead[0][1].returncode}) and is started again", flush=True)
+            started_s = time.monotonic()
+            del node.all_processes[_AUTOSCALER]
+            node.start_monitor()
+        pause(0.5)
 
 
 def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
