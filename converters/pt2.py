@@ -149,7 +149,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _safe_target(target: str) -> bool:
-    return bool(_TARGET.fullmatch(target)) and "__" not in target
+    return bool(_TARGET.fullmatch(target)) and "__" not in target and "from_file" not in target  # it writes files
 
 
 def _safe_expression(text: str) -> bool:

@@ -128,6 +128,18 @@ def test_several_inputs_and_a_second_free_axis(tmp_path):
     assert answers(artifact, ids, np.ones_like(ids))[0].shape == (2, 6)
 
 
+def test_a_sequence_axis_is_made_free_on_request_and_proved_at_both_ends(tmp_path):
+    np.savez(tmp_path / "texts.npz", ids=np.arange(20).reshape(4, 5) % 10, mask=np.ones((4, 5), "i8"))
+    ranges = ("ids:1=1..24", "mask:1=1..24")
+    options = quick(factory=Tokens, sample=tmp_path / "texts.npz", dynamic=ranges, max_rows=8)
+    fp32, fused = convert(weights(seeded(Tokens), tmp_path / "w.pth"), tmp_path / "out", ("onnx", "optimized"), options)
+    for artifact in (fp32, fused):
+        assert [spec.shape for spec in artifact.manifest.signature.inputs] == [(-1, -1), (-1, -1)]
+        origins = [case["inputs"] for case in artifact.parity()["cases"]]
+        assert origins[-2:] == ["edge ids:1=1, mask:1=1", "edge ids:1=24, mask:1=24"]
+    assert artifact.parity()["kind"] == "torch"
+
+
 def test_a_batch_size_baked_into_the_model_is_refused_and_served_unbatched_on_request(tmp_path):
     source = tmp_path / "w.pth"
     torch.save({"state_dict": {"module.a": torch.zeros(1)}}, source)
@@ -233,12 +245,14 @@ def test_a_pt2_that_could_run_code_is_refused_before_torch_sees_it(tmp_path):
 
     samples = changed(plain, tmp_path / "a.pt2", lambda n, c: buffer.getvalue() if "sample_inputs" in n else c)
     target = changed(plain, tmp_path / "b.pt2", in_graph(b"torch.ops.aten.linear.default", b"torch.os.mkdir"))
+    writes = changed(plain, tmp_path / "f.pt2", in_graph(b"aten.linear.default", b"aten.from_file.default"))
     symbol = changed(plain, tmp_path / "c.pt2", in_graph(b"Symbol('s77', positive=True, integer=True)", call))
     library = changed(plain, tmp_path / "d.pt2", lambda n, c: c, ["m/data/aotinductor/model/x.so"])
     config = changed(plain, tmp_path / "e.pt2", lambda n, c: c.replace(b'"use_pickle": false', b'"use_pickle": true'))
     for file, what in (
         (samples, "sample inputs"),
         (target, r"torch\.os\.mkdir"),
+        (writes, r"torch\.ops\.aten\.from_file"),
         (symbol, "the expression"),
         (library, "aotinductor"),
         (config, "a pickle for"),
