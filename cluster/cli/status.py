@@ -137,6 +137,7 @@ def _text(facts: dict[str, Any]) -> str:
         head = ("  version", "state", "replicas", "traffic", *(_LIVE if watched else ()), "model", "size", "reason")
         lines.append(columns(head, [_row(version, watched) for version in model["versions"]]))
         lines += [f"  :{v['version']} {start_text(v['starts'][-1])}" for v in model["versions"] if v["starts"]]
+        lines += [f"  :{v['version']} replicas {one_line(v['scaling'])}" for v in model["versions"] if v["scaling"]]
     return "\n".join(lines)
 
 

@@ -310,6 +310,7 @@ def version_facts(document: ModelDocument, version: str, status: VersionStatus |
         "starting": max(0, status.target_replicas - status.replicas - status.pending) if status else 0,
         "pending": status.pending if status else 0,
         "accelerator": status.accelerator if status else "",
+        "scaling": status.scaling if status else "",
         "share_bp": document.split.share_bp(version) if document.split else 0,
         "labels": sorted(label for label, at in document.labels.items() if at == version),
         "revision": document.revision,
