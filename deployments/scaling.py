@@ -79,5 +79,6 @@ def policy_arguments(deploy: DeploySettings, granted: int = 0) -> dict[str, floa
         "objective_s": deploy.objective_s,
         "down_after_s": deploy.down_after_s,
         "idle_after_s": deploy.idle_after_s,
+        "deadline_s": deploy.default_deadline_s,
         "granted": granted,
     }

@@ -71,7 +71,9 @@ class ScalePolicy:
         objective_s: A row should be answered within this time.
         down_after_s: The least time that a need is remembered for.
         idle_after_s: With min_replicas 0, the last replica goes after so long without a row.
-        drain_s: A queue that a new replica finds should be worked off within this time.
+        deadline_s: Requests do not wait for longer, so a queue cannot grow beyond what comes in so long.
+        drain_s: A queue that a new replica finds should be worked off within this time, or within an eighth of a
+            start-up if that is longer: a queue that grew for a minute is not worth replicas for two seconds.
         burst_deviations: Standard deviations of the rate that are kept free.
         margin: Going down leaves this share of a replica free, so that noise cannot bring it back.
         start_s: How long a replica takes to start, until one has reported it.
@@ -83,6 +85,7 @@ class ScalePolicy:
     objective_s: float = 0.5
     down_after_s: float = 30.0
     idle_after_s: float = 60.0
+    deadline_s: float = 30.0
     drain_s: float = 2.0
     burst_deviations: float = 2.0
     margin: float = 0.15
@@ -129,7 +132,8 @@ class ScalePolicy:
         steady = ahead / self.target_utilisation / capacity
         bursts = (ahead + self.burst_deviations * spread) / capacity
         left = self._left_waiting(load, memory, now_s, capacity, lead_s)
-        queue = ahead / capacity + left / capacity / self.drain_s if left > 0 else 0.0
+        drain_s = max(self.drain_s, lead_s / 8)
+        queue = ahead / capacity + left / capacity / drain_s if left > 0 else 0.0
         needed, why = max((steady, ""), (bursts, ", bursts"), (queue, ", queue"))
         return min(needed, FAR), why
 
@@ -140,7 +144,9 @@ class ScalePolicy:
         for ordered_s, count in memory.ordered:
             done += count * capacity * max(0.0, lead_s - max(0.0, ordered_s + lead_s - now_s))
         coming = max(load.target, load.replicas)
-        return waiting + load.rows_per_s * lead_s - done - coming * capacity * self.objective_s / 2
+        most = max(waiting, load.rows_per_s * self.deadline_s)
+        left = min(most, waiting + load.rows_per_s * lead_s - done)
+        return left - coming * capacity * self.objective_s / 2
 
     def _up(self, wanted: int, reason: str, load: Load, memory: Memory, now_s: float) -> Verdict:
         lowered, hold_s = memory.lowered, memory.hold_s

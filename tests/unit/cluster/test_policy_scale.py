@@ -94,6 +94,12 @@ def test_a_longer_start_orders_more_for_the_queue_that_will_have_grown():
     assert late > soon
 
 
+def test_a_start_of_minutes_does_not_order_for_a_queue_that_could_never_wait_for_so_long():
+    policy = replace(POLICY, max_replicas=10_000)
+    found = policy.decide(replace(CALM, rows_per_s=400, start_s=600), Memory(), 0.0).replicas
+    assert 6 <= found <= 4 + 400 * 30 / 100 / (600 / 8) + 1
+
+
 def test_a_climbing_rate_is_met_where_it_will_be_when_the_replica_answers():
     policy = replace(POLICY, max_replicas=50)
     climbing = played(policy, [50 + 10 * step * 0.5 for step in range(60)], start_s=5)
