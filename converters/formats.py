@@ -22,6 +22,9 @@ class Format(StrEnum):
     INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
     INT8_DYNAMIC = "int8-dynamic"  # ONNX whose ranges are taken at run time
     INT8_TRT = "int8-trt"  # as INT8, the way TensorRT reads it
+    SKLEARN = "sklearn"  # skops, or a pickle of a fitted model or pipeline
+    XGBOOST = "xgboost"
+    LIGHTGBM = "lightgbm"
     SAVED_MODEL = "saved-model"  # a TensorFlow SavedModel from elsewhere, not yet checked
     KERAS = "keras"
     TENSORFLOW = "tensorflow"  # SavedModel
@@ -48,6 +51,13 @@ _BY_SUFFIX = {
     ".onnx": Format.ONNX_FILE,
     ".keras": Format.KERAS,
     ".tflite": Format.TFLITE_FILE,
+    ".skops": Format.SKLEARN,
+    ".pkl": Format.SKLEARN,
+    ".pickle": Format.SKLEARN,
+    ".joblib": Format.SKLEARN,
+    ".json": Format.XGBOOST,
+    ".ubj": Format.XGBOOST,
+    ".txt": Format.LIGHTGBM,
 }
 
 # A folder is known by a file in it.

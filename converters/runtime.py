@@ -18,6 +18,7 @@ import numpy as np
 from cluster.artifact import Artifact
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
+from converters.installed import refuse_conflicts
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -98,11 +99,13 @@ def open_runtime(artifact: Artifact, threads: int = 1, accelerator: str = "cpu")
         InvalidRequest: No runtime for this format, or arguments that make no sense.
         ArtifactCorrupt: The model is not what the manifest says.
         EngineFailed: The model cannot be loaded, or not on this accelerator.
+        OperatorError: Installed packages exclude each other.
     """
     if accelerator not in ACCELERATORS:
         raise InvalidRequest(f"accelerator: expected one of {', '.join(ACCELERATORS)}, got {accelerator!r}")
     if threads < 1:
         raise InvalidRequest(f"threads: expected at least 1, got {threads}")
+    refuse_conflicts()
     opener: Callable[[Artifact, int, str], Runtime] = _load(entry_of(artifact.manifest.format).open)
     return opener(artifact, threads, accelerator)
 

@@ -37,6 +37,7 @@ class Route:
 
 
 _ONNX = ("onnx", "onnxruntime")
+_CLASSIC = ("sklearn", "skl2onnx", "onnxmltools", "skops", "xgboost", "lightgbm", *_ONNX)
 _TFLITE = ("tensorflow", "ai_edge_litert")
 
 ROUTES: tuple[Route, ...] = (
@@ -94,6 +95,10 @@ ROUTES: tuple[Route, ...] = (
         _ONNX,
         "INT8 for TensorRT: signed, symmetric, explicit Q/DQ",
         calibrates=True,
+    ),
+    *(
+        Route(source, Format.ONNX, "converters.classic_onnx:convert", _CLASSIC, "FP32 ONNX of its predictions")
+        for source in (Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM)
     ),
     Route(
         Format.ONNX,
@@ -172,6 +177,7 @@ ROUTES: tuple[Route, ...] = (
 # The extra of this package that brings a module; what every installation has is not listed.
 EXTRA_OF = {
     **dict.fromkeys(("torch", "onnxscript", "safetensors"), "torch"),
+    **dict.fromkeys(("sklearn", "skl2onnx", "onnxmltools", "skops", "xgboost", "lightgbm"), "classic"),
     **dict.fromkeys(("tensorflow", "keras", "tf2onnx", "ai_edge_litert"), "tensorflow"),
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.tf_graph import Last, Node, counterpart, first, known, must_know, rank_of
+from converters.tf_graph import Last, Node, counterpart, first, must_know, rank_of
 from converters.tf_ops_shapes import axes_of, last_axis
 
 

@@ -264,8 +264,10 @@ def _summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _print_routes(as_json: bool) -> None:
+    from converters.installed import refuse_conflicts
     from converters.table import EXTRA_OF, ROUTES
 
+    refuse_conflicts()
     if as_json:
         emit(
             [

@@ -19,9 +19,17 @@ def steps(source, target):
 
 
 def test_every_source_leads_to_every_target_made_of_onnx():
-    for source in {route.source for route in ROUTES} & set(SOURCES):
+    for source in ({route.source for route in ROUTES} & set(SOURCES)) - {Format.TFLITE_FILE}:
         for target in (Format.ONNX, Format.INT8):
             assert steps(source, target)[-1][1] == target
+
+
+def test_tensorflow_sources_reach_tflite_without_onnx_and_classical_ones_reach_onnx():
+    for source in (Format.SAVED_MODEL, Format.KERAS):
+        assert steps(source, Format.TFLITE_INT8)[1:] == [(Format.TENSORFLOW, Format.TFLITE_INT8)]
+    for source in (Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM):
+        assert steps(source, Format.ONNX) == [(source, Format.ONNX)]
+    assert steps(Format.TFLITE_FILE, Format.TFLITE) == [(Format.TFLITE_FILE, Format.TFLITE)]
 
 
 def test_int8_from_torch_goes_through_onnx():

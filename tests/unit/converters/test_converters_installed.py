@@ -1,0 +1,38 @@
+"""Packages that exclude each other are named, with the way out."""
+
+import pytest
+
+from cluster.errors import OperatorError
+from converters.installed import EXCLUSIONS, conflict, refuse_conflicts
+
+
+def having(**versions):
+    return lambda name: versions.get(name.replace("-", "_"))
+
+
+def test_one_of_each_pair_is_fine():
+    refuse_conflicts(having(onnxruntime="1.31.1", tensorflow_cpu="2.21.0", xgboost_cpu="3.2.0", tensorrt_cu13="11.4.0"))
+
+
+def test_two_packages_that_own_the_same_folder_are_named_with_the_remedy():
+    with pytest.raises(OperatorError) as caught:
+        refuse_conflicts(having(onnxruntime="1.31.1", onnxruntime_gpu="1.31.1"))
+    message = caught.value.message
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1" in message
+    assert "own the folder onnxruntime/" in message and "pip uninstall" in message
+
+
+def test_every_conflict_is_reported_at_once():
+    found = having(tensorflow="2.21.0", tensorflow_cpu="2.21.0", xgboost="3", xgboost_cpu="3")
+    with pytest.raises(OperatorError, match=r"tensorflow 2.*; xgboost 3"):
+        refuse_conflicts(found)
+
+
+def test_the_tensorrt_provider_takes_version_10_and_not_11():
+    (pair,) = (e for e in EXCLUSIONS if e.second == "tensorrt-cu13")
+    assert conflict(pair, having(onnxruntime_gpu="1.31.1", tensorrt_cu13="10.14.1")) is None
+    assert "needs TensorRT 10" in conflict(pair, having(onnxruntime_gpu="1.31.1", tensorrt_cu13="11.4.0"))
+
+
+def test_this_environment_has_no_conflict():
+    refuse_conflicts()
