@@ -51,8 +51,11 @@ def scatter(expected: Sequence[float], got: Sequence[float], x_title: str, y_tit
     return _svg(parts)
 
 
-def lines(series: Mapping[str, Mapping[int, float]], x_title: str, y_title: str) -> str:
-    """One line per name over whole numbers, on a scale that doubles; a legend where there are several."""
+def lines(series: Mapping[str, Mapping[int, float]], colours: Sequence[str], x_title: str, y_title: str) -> str:
+    """One line per name over whole numbers, on a scale that doubles.
+
+    A name's colour is its place in `colours`, as in `bars`; a legend tells them apart, unless the first is alone.
+    """
     xs = sorted({x for points in series.values() for x in points})
     top = max(y for points in series.values() for y in points.values())
     ticks = nice_ticks(0, top)
@@ -63,18 +66,20 @@ def lines(series: Mapping[str, Mapping[int, float]], x_title: str, y_title: str)
 
     parts = _frame(ticks, (0, ticks[-1]), x_title, y_title)
     parts += [_text(place(x), HEIGHT - BOTTOM + 15, str(x), "tick", "middle") for x in xs if log2(x).is_integer()]
-    for i, (name, points) in enumerate(series.items()):
-        kind = f"s{i % SERIES}"
+    legend = ""
+    for name, points in series.items():
+        colour = colours.index(name) % SERIES
         at = [(place(x), _y(y, (0, ticks[-1])), x, y) for x, y in sorted(points.items())]
         path = " ".join(f"{'M' if j == 0 else 'L'}{x:.1f} {y:.1f}" for j, (x, y, _, _) in enumerate(at))
-        parts.append(f'<path class="{kind} line" d="{path}"/>')
+        parts.append(f'<path class="s{colour} line" d="{path}"/>')
         for x, y, rows, value in at:
             parts.append(
-                f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+                f'<circle class="s{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
                 f"<title>{escape(name)}, {rows}: {value:.4g}</title></circle>"
             )
-    legend = "".join(f'<span><i class="key k{i % SERIES}"></i>{escape(name)}</span>' for i, name in enumerate(series))
-    return _svg(parts) + (f'<p class="legend">{legend}</p>' if len(series) > 1 else "")
+        legend += f'<span><i class="key k{colour}"></i>{escape(name)}</span>'
+    alone = list(series) == list(colours[:1])
+    return _svg(parts) + ("" if alone else f'<p class="legend">{legend}</p>')
 
 
 def bars(values: Mapping[str, float], texts: Mapping[str, str]) -> str:

@@ -135,6 +135,7 @@ def _outputs(report: Report) -> str:
         for o in report.parity["outputs"]
     ]
     t = report.parity["tolerance"]
+    executed = report.parity.get("executed", True)
     why = (
         f"An element is out of tolerance if it is off by more than {t['rel']:g} of its value plus {t['abs_of_peak']:g} "
         f"of the output's largest. Allowed: {t['max_share_out']:.2%} of elements; needed: {t['min_sqnr_db']:g} dB, "
@@ -152,7 +153,7 @@ def _outputs(report: Report) -> str:
             cards.append(f"<h3>{escape(o['name'])}: errors</h3>{plot}")
         expected, got = report.points.get(o["name"], ((), ()))
         if expected:
-            plot = plots.scatter(expected, got, report.against, "this model")
+            plot = plots.scatter(expected, got, report.against, "this model" if executed else "the ONNX file")
             cards.append(f"<h3>{escape(o['name'])}: agreement ({len(expected)} of {o['elements']:,} values)</h3>{plot}")
         if cards:
             parts.append(f'<div class="pair" style="margin-top:14px">{"".join(_card(c) for c in cards)}</div>')
@@ -185,9 +186,10 @@ def _costs(costs: Sequence[Cost]) -> str:
         for c in costs
         if c.profile.get("seconds_by_rows")
     }
+    names = [c.name for c in costs]
     cards = [f"<h3>Size on disk</h3>{sizes}"]
     if curves:
-        cards.append(f"<h3>Time per row</h3>{plots.lines(curves, 'rows in a batch', 'milliseconds a row')}")
+        cards.append(f"<h3>Time per row</h3>{plots.lines(curves, names, 'rows in a batch', 'milliseconds a row')}")
     own = costs[0].profile
     where = ""
     if "cpu_model" in own:

@@ -47,6 +47,14 @@ def test_every_plot_is_well_formed():
         ElementTree.fromstring(svg)
 
 
+def test_a_line_of_another_model_is_named_and_has_its_own_colour():
+    alone = page(parity(np.ones((3, 4)), np.ones((3, 4))))
+    assert 'class="legend"' not in alone
+    engine = (Cost("engine", 10, {}), Cost("onnx", 5, PROFILE))
+    html = page(parity(np.ones((3, 4)), np.ones((3, 4)), executed=False), costs=engine)
+    assert '<i class="key k1"></i>onnx' in html and 'class="s1 line"' in html and 'class="s0 line"' not in html
+
+
 def test_a_failure_says_what_is_wrong():
     html = page(parity(np.ones((3, 4)), np.zeros((3, 4))))
     assert "Not near enough" in html and "scores: " in html
