@@ -1,8 +1,8 @@
 # A node of a Prism cluster: serves artifacts; no training framework inside.
 #   docker build -t prism:0.1.0 .
-#   docker build -t prism:0.1.0-gpu --build-arg EXTRAS=[gpu] .
+#   docker build -t prism:0.1.0-gpu --build-arg GPU=1 .
 FROM python:3.11-slim
-ARG EXTRAS=""
+ARG GPU=""
 ARG PACKAGES="s3fs gcsfs"
 # tini: what Ray's processes leave behind has to be reaped, and signals have to arrive.
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
@@ -14,7 +14,10 @@ COPY converters converters
 COPY deployments deployments
 COPY loadtest loadtest
 COPY config config
-RUN pip install --no-cache-dir -c constraints.txt ".${EXTRAS}" ${PACKAGES}
+RUN pip install --no-cache-dir -c constraints.txt . ${PACKAGES}
+# Both own the folder onnxruntime/, so one has to go; only the driver comes from the machine.
+RUN if [ -n "${GPU}" ]; then \
+    pip uninstall -y onnxruntime && pip install --no-cache-dir "onnxruntime-gpu[cuda,cudnn]>=1.23"; fi
 USER prism
 ENV PRISM_HOME=/home/prism/.prism
 EXPOSE 8000
