@@ -37,6 +37,7 @@ from deployments.gateway.inference import Inference
 from deployments.gateway.inflate import inflate
 from deployments.gateway.phases import BODY, CLOSING, DEAF, HEAD, IDLE, LINGER
 from deployments.gateway.receiving import NO_ROOM, Receiving
+from deployments.gateway.tracing import NO_TRACE, trace_of
 from deployments.status import log_unknown, status_of
 
 MAX_QUEUED = 64  # unanswered requests of one connection before it is no longer read
@@ -161,7 +162,8 @@ class GatewayProtocol(Receiving):
         try:
             exchange.pending = self.inference.submit(target, exchange.fields, body, exchange.since_s, exchange.reply)
         except Exception as error:
-            self._respond(exchange, [self.inference.failure(error, self._keep(exchange))])
+            trace = trace_of(exchange.fields) or NO_TRACE
+            self._respond(exchange, [self.inference.failure(error, self._keep(exchange), more=trace.header)])
 
     def _inflated(self, exchange: Exchange, done: asyncio.Future[bytes]) -> None:
         exchange.encoding = b""

@@ -84,7 +84,7 @@ async def test_a_request_that_could_not_be_read_is_sampled_too(tmp_path: Path) -
     routes, file = FakeRoutes(), tmp_path / "requests.jsonl"
     async with serving(lambda *_: None, routes, log=RequestLog(file, 1.0, "g1")) as (_, port):
         head = await Running(routes, port).infer("X-Prism-Timeout-Ms: soon", "X-Request-Id: odd")
-        assert head.startswith("http/1.1 400")
+        assert head.startswith("http/1.1 400") and "\r\nx-request-id: odd\r\n" in head
     (line,) = [json.loads(line) for line in file.read_text().splitlines()]
     assert (line["status"], line["model"], line["request_id"]) == (400, "m", "odd") and "soon" in line["reason"]
 
