@@ -28,12 +28,14 @@ from converters.objective import (
     evaluate,
     reasons,
 )
+from converters.profile import merge
 from converters.proof import profiled
 from converters.sealing import model_bytes, write_json
 from converters.table import ROUTES
 
 DECISION = "optimize.json"
 MAX_THREADS = 4
+ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +157,22 @@ def _thread_counts() -> tuple[int, ...]:
 def _profiles(
     made: Mapping[str, Artifact], counts: Sequence[int], options: Options, say: Say
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    """What each target costs with each number of threads.
+
+    Measured in rounds, so that other work on the machine that comes and goes does not decide between targets.
+    """
+    measured: dict[str, dict[int, dict[str, Any]]] = {}
     for name, artifact in made.items():
         known = artifact.profile()["devices"]
-        if not known:
-            continue
-        found[name] = {counts[0]: next(iter(known.values()))}
-        for count in counts[1:]:
-            say(f"{name}: measuring seconds per batch with {count} threads")
-            found[name][count] = profiled(artifact.path, replace(options, threads=count))
-    return found
+        if known:  # an engine that cannot run here has none
+            measured[name] = {counts[0]: next(iter(known.values()))}
+    for i in range(1, ROUNDS):
+        for name, found in measured.items():
+            say(f"{name}: measuring again, round {i + 1} of {ROUNDS}")
+            for count in counts:
+                profile = profiled(made[name].path, replace(options, threads=count))
+                found[count] = merge(found[count], profile) if count in found else profile
+    return measured
 
 
 def _quality(artifact: Artifact) -> dict[str, Any]:

@@ -42,6 +42,23 @@ def settle(points: Mapping[int, float]) -> dict[int, float]:
     return dict(sorted(settled.items()))
 
 
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two measurements of one artifact as one: of each figure the smaller, since other work only ever adds."""
+    points: dict[int, float] = {}
+    for found in (first, second):
+        for rows, seconds in found["seconds_by_rows"].items():
+            points[int(rows)] = min(float(seconds), points.get(int(rows), float("inf")))
+    points = settle(points)
+    curve = CostCurve.of(points)
+    return {
+        **first,
+        "seconds_by_rows": {str(rows): seconds for rows, seconds in points.items()},
+        "best_rows": curve.best_rows(max(points)),
+        "load_s": min(first["load_s"], second["load_s"]),
+        "first_call_s": min(first["first_call_s"], second["first_call_s"]),
+    }
+
+
 def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> dict[str, Any]:
     """An entry of `profile.json`'s `devices`. To be called in a fresh process: it measures its memory.
 
