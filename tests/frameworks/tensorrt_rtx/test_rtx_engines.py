@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.errors import ConversionFailed, EngineFailed
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert
 from converters.candidate import Options
@@ -54,7 +54,7 @@ def test_timings_are_written_where_they_are_asked_for(built):
 
 
 def test_an_engine_without_a_gpu_is_not_opened_by_mistake(built):
-    with pytest.raises(InvalidRequest, match="format: expected one of"):
+    with pytest.raises(EngineFailed, match="runs on a GPU, got cpu"):
         open_runtime(built[0][0])
 
 
