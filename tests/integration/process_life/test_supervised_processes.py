@@ -174,3 +174,33 @@ def test_a_second_up_while_one_runs_is_refused_and_harms_nothing(home):
     with pytest.raises(OperatorError, match="already has a supervisor"):
         up(home)
     assert home.running() == boot
+
+
+def test_a_node_that_is_drained_refuses_new_connections_at_once_and_ends_when_it_is_empty(home, monkeypatch):
+    monkeypatch.setenv("STUB_JOINED", "1")
+    boot, _ = up(home)
+    processes = everything(home)
+    with open_door(boot.door, 1.0) as gateways:  # a gateway's own copy: it goes on accepting
+        (home.path / "drain").touch()
+        until(lambda: home.supervisor().phase == "draining")
+        with pytest.raises(OperatorError, match="hands out no socket"):
+            open_door(boot.door, 0.2)
+        socket.create_connection(("127.0.0.1", boot.http_port), 1.0).close()
+        gateways.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", boot.http_port), 1.0)
+    assert any(map(procs.runs, processes)), "replicas may still be moving away"
+    (home.path / "empty").touch()
+    until(lambda: not any(map(procs.runs, processes)))
+    assert home.running() is None and home.supervisor() is None
+
+
+def test_a_drained_node_whose_ray_has_ended_is_not_started_again(home, monkeypatch):
+    monkeypatch.setenv("STUB_JOINED", "1")
+    up(home)
+    processes = everything(home)
+    (home.path / "drain").touch()
+    until(lambda: home.supervisor().phase == "draining")
+    kill(home.supervisor().leaders[1].pid)
+    until(lambda: everything(home) == () and home.supervisor() is None)
+    procs.stop(filter(procs.runs, processes), 1.0)  # the agent that lost its mark, and now its session's leader
