@@ -59,6 +59,18 @@ RUNTIMES = {
     "tflite": RuntimeEntry(
         "converters.tflite_runtime:open_artifact", "converters.tflite_runtime:describe_model", ("ai_edge_litert",)
     ),
+    "tensorrt": RuntimeEntry(
+        "converters.tensorrt_runtime:open_artifact",
+        "converters.tensorrt_runtime:describe_tensorrt",
+        ("tensorrt", "torch"),
+        gpu="converters.tensorrt_runtime:can_use_gpu",
+    ),
+    "tensorrt-rtx": RuntimeEntry(
+        "converters.tensorrt_runtime:open_artifact",
+        "converters.tensorrt_runtime:describe_rtx",
+        ("tensorrt_rtx", "torch"),
+        gpu="converters.tensorrt_runtime:can_use_gpu",
+    ),
 }
 
 ACCELERATORS = ("auto", "cpu", "gpu")

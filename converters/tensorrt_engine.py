@@ -20,7 +20,6 @@ from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe, run_task
 from converters.ranges import AxisRange, parse_ranges
-from converters.runtime import RUNTIMES
 
 ENGINE_FILE = "model.engine"
 LEAST_MAJOR = 11  # older ones take weakly typed networks, and calibrators instead of quantised files
@@ -56,8 +55,7 @@ def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module
     }
     reply = run_task(request, "building the engine")
     name = module.replace("_", "-")
-    here = name in RUNTIMES and options.device == "gpu"
-    reason = "" if here else "an engine runs on the kind of GPU it was built for"
+    reason = "" if options.device == "gpu" else "an engine runs on the kind of GPU it was built for (--device gpu)"
     return replace(
         candidate,
         path=engine,
