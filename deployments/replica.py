@@ -103,7 +103,9 @@ class ModelReplica:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this when the version's settings change in place."""
-        self._engine.set_policy(self._policy(msgspec.convert(user_config, DeploySettings)))
+        policy = self._policy(msgspec.convert(user_config, DeploySettings))
+        self._engine.set_policy(policy)
+        self._meter.capacity_rows_per_s = self._costs.rows_per_s(policy.max_rows)
 
     def record_replica_metadata(self) -> dict[str, str]:
         """Where gateways reach this replica, and how it started; Serve broadcasts it to every handle."""

@@ -86,12 +86,15 @@ class Load:
 
 
 class LoadMeter:
-    """Turns a replica's totals into rates: each reading covers the time since the one before."""
+    """Turns a replica's totals into rates: each reading covers the time since the one before.
+
+    `capacity_rows_per_s` is the profile's and may be set anew when batches may be larger or smaller than before.
+    """
 
     def __init__(self, begun: Counters, capacity_rows_per_s: float, start_s: float) -> None:
         self._before = begun
         self._backlog_rows: int | None = None  # it did not begin with this replica
-        self._capacity = capacity_rows_per_s
+        self.capacity_rows_per_s = capacity_rows_per_s
         self._start_s = start_s
         self._rates = (0.0, 0.0, 0.0, 0.0)
         self._ended_s = self._expected_s = 0.0
@@ -120,7 +123,7 @@ class LoadMeter:
             backlog_rows=float(backlog_rows),
             backlog_per_s=backlog_per_s,
             busy_share=busy_share,
-            capacity_rows_per_s=self._capacity * self._speed(),
+            capacity_rows_per_s=self.capacity_rows_per_s * self._speed(),
             start_s=self._start_s,
         )
 
