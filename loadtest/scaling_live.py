@@ -45,7 +45,7 @@ ANSWER_S = 60.0
 
 
 def slow_network(draw: np.random.Generator) -> onnx.ModelProto:
-    """64 values, spread over 48x48 pixels with 48 channels and convolved: some 20 ms a row, whatever the batch."""
+    """64 values, spread over 48x48 pixels with 48 channels and convolved: 10 to 20 ms a row, whatever the batch."""
     graph = Graph(draw)
     spread = graph.add("Gemm", INPUT, graph.weight(2304, 64), graph.weight(2304, gain=0.1), transB=1)
     value = graph.add("Reshape", spread, graph.constant(np.array([-1, 1, 48, 48])))

@@ -1,0 +1,49 @@
+import numpy as np
+
+from loadtest.bench.contestants import CONTESTANTS
+from loadtest.scaling_live import MOST, autoscaled, judge, ray_replicas
+
+DUE_S = np.arange(0.0, 60.0, 0.1)
+
+
+def judged(latency_s, seen=((0.0, 1),), step_s=20.0):
+    return judge("s", DUE_S, latency_s, step_s, 0.5, list(seen))
+
+
+def test_a_calm_run_is_never_outside():
+    found = judged(np.full(len(DUE_S), 0.02))
+    assert (found.outside, found.back_s, found.failed, found.replica_s) == (0, 0.0, 0, None)
+
+
+def test_times_count_from_the_step():
+    latency_s = np.where((DUE_S >= 21) & (DUE_S < 30), 2.0, 0.02)
+    found = judged(latency_s, [(0.0, 1), (26.5, 2)])
+    assert (found.outside, found.back_s, found.replica_s) == (9, 10.0, 6.5)
+
+
+def test_latency_that_is_late_to_the_end_never_came_back():
+    found = judged(np.where(DUE_S >= 25, 2.0, 0.02))
+    assert found.back_s is None and found.outside == 35
+
+
+def test_a_request_without_an_answer_is_failed_and_late():
+    latency_s = np.full(len(DUE_S), 0.02)
+    latency_s[250] = np.inf
+    found = judged(latency_s)
+    assert found.failed == 1 and found.outside == 1
+
+
+def test_a_replica_that_came_before_the_step_is_not_counted():
+    assert judged(np.full(len(DUE_S), 0.02), [(0.0, 1), (5.0, 2), (40.0, 3)]).replica_s == 20.0
+
+
+def test_what_ray_serve_says_last_counts(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("up\nreplicas running: 1 100.0\nnoise\nreplicas running: 3 120.5\n")
+    assert ray_replicas(log) == 3
+    log.write_text("up\n")
+    assert ray_replicas(log) is None
+
+
+def test_both_servers_are_told_to_scale():
+    assert autoscaled(CONTESTANTS["prism"]).command[-2:] == ("--autoscale", str(MOST))
