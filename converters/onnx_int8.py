@@ -117,6 +117,7 @@ def prepared(source: Path, work: Path) -> Iterator[Path]:
             save_as_external_data=large,
             all_tensors_to_one_file=large,
         )
+        _forget_weight_shapes(file)
         yield file
     except ServingError:
         raise
@@ -127,3 +128,14 @@ def prepared(source: Path, work: Path) -> Iterator[Path]:
         ort.set_default_logger_severity(2)  # what it is by default; it cannot be asked
         for leftover in work.glob(file.name + "*"):
             leftover.unlink()
+
+
+def _forget_weight_shapes(file: Path) -> None:
+    """Take out stated shapes of weights: the quantiser transposes weights, and then refuses what was stated before."""
+    model = onnx.load(file, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    if len(kept) < len(model.graph.value_info):
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
+        onnx.save(model, file)
