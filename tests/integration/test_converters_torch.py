@@ -140,6 +140,28 @@ def test_a_sequence_axis_is_made_free_on_request_and_proved_at_both_ends(tmp_pat
     assert artifact.parity()["kind"] == "torch"
 
 
+def test_a_linear_layer_over_texts_is_quantised_at_run_time(tmp_path):
+    class Head(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(6, 5)
+
+        def forward(self, ids, mask):
+            return self.out(super().forward(ids, mask))
+
+    np.savez(tmp_path / "texts.npz", ids=np.arange(20).reshape(4, 5) % 10, mask=np.ones((4, 5), "i8"))
+    options = quick(
+        factory=Head,
+        sample=tmp_path / "texts.npz",
+        dynamic=("ids:1=1..9", "mask:1=1..9"),
+        max_rows=8,
+        tolerance={"top1": 0.0},  # an untrained model's classes are nearly tied
+    )
+    (int8,) = convert(weights(seeded(Head), tmp_path / "w.pth"), tmp_path / "out", ("int8-dynamic",), options)
+    assert int8.manifest.precision == "int8" and int8.parity()["kind"] == "torch"
+    assert any("depends a little on the rows" in note for note in int8.parity()["notes"])
+
+
 def test_a_batch_size_baked_into_the_model_is_refused_and_served_unbatched_on_request(tmp_path):
     source = tmp_path / "w.pth"
     torch.save({"state_dict": {"module.a": torch.zeros(1)}}, source)
