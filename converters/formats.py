@@ -15,6 +15,7 @@ class Format(StrEnum):
     TORCH = "torch"  # weights (safetensors, state dict) with a factory, or a pickled module
     TORCHSCRIPT = "torchscript"
     PT2 = "pt2"  # torch.export
+    PYTORCH = "pytorch"  # .pt2, to be served by PyTorch
     ONNX_FILE = "onnx-file"  # an ONNX file from elsewhere, not yet checked
     ONNX = "onnx"
     OPTIMIZED = "optimized"  # ONNX after ONNX Runtime's own fusions

@@ -27,7 +27,7 @@ def write_order(model: Path, inputs: Sequence[str], outputs: Sequence[str]) -> N
 
 def in_order(model: Path, inputs: Specs, outputs: Specs) -> tuple[Specs, Specs]:
     """The specs in the order that was kept; by name where none was. Raises: ArtifactCorrupt if names differ."""
-    kept = _kept(model)
+    kept = kept_order(model)
     found = []
     for side, specs in (("inputs", inputs), ("outputs", outputs)):
         by_name = {spec.name: spec for spec in specs}
@@ -38,7 +38,8 @@ def in_order(model: Path, inputs: Specs, outputs: Specs) -> tuple[Specs, Specs]:
     return found[0], found[1]
 
 
-def _kept(model: Path) -> dict[str, list[str]]:
+def kept_order(model: Path) -> dict[str, list[str]]:
+    """Names by side ("inputs", "outputs"), or {} where no order was kept. Raises: ArtifactCorrupt."""
     file = model.parent / FILE
     if not file.is_file():
         return {}

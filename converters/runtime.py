@@ -56,6 +56,9 @@ RUNTIMES = {
         ("tensorflow",),
         gpu="converters.tf_runtime:can_use_gpu",
     ),
+    "pytorch": RuntimeEntry(
+        "converters.pt2_runtime:open_artifact", "converters.pt2_runtime:describe_model", ("torch",)
+    ),
     "tflite": RuntimeEntry(
         "converters.tflite_runtime:open_artifact", "converters.tflite_runtime:describe_model", ("ai_edge_litert",)
     ),

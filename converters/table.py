@@ -62,6 +62,16 @@ ROUTES: tuple[Route, ...] = (
         ("torch", "onnx", "onnxscript"),
         "FP32 ONNX, opset 20, free rows",
     ),
+    *(
+        Route(
+            source,
+            Format.PYTORCH,
+            "converters.torch_program:convert",
+            ("torch", "onnx", "onnxscript", "safetensors"),
+            "an exported program (.pt2), served by PyTorch",
+        )
+        for source in (Format.TORCH, Format.PT2)
+    ),
     Route(Format.ONNX_FILE, Format.ONNX, "converters.onnx_file:convert", _ONNX, "the same model, checked"),
     Route(
         Format.ONNX,

@@ -151,11 +151,16 @@ def _crop(
     auto, stated = node.get("auto_pad", "NOTSET"), node.get("output_shape")
     if stated or auto.startswith("SAME"):
         wanted = list(stated)[-count:] if stated else [n * s for n, s in zip(sizes, strides, strict=True)]
-        total = [(n - 1) * s + k + e - t for n, s, k, e, t in zip(sizes, strides, window, extra, wanted, strict=True)]
-        before = [t - t // 2 if auto == "SAME_LOWER" else t // 2 for t in total]
-        return before, [t - b - e for t, b, e in zip(total, before, extra, strict=True)]
+        full = [(n - 1) * s + k for n, s, k in zip(sizes, strides, window, strict=True)]
+        total = [_above_zero(f + e - t) for f, e, t in zip(full, extra, wanted, strict=True)]
+        before = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
+        return before, [f - t - b for f, t, b in zip(full, wanted, before, strict=True)]
     flat = spatial(node, "pads", 2 * count, 0) if auto != "VALID" else [0] * 2 * count
     return flat[:count], [a - e for a, e in zip(flat[count:], extra, strict=True)]
+
+
+def _above_zero(value: Any) -> Any:
+    return max(value, 0) if isinstance(value, int) else tf.maximum(value, 0)
 
 
 @counterpart("BatchNormalization", layout="own")

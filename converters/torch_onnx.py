@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,29 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
     Raises: InvalidRequest if data, specs or factory are wrong; ConversionFailed if torch cannot export the model.
     """
-    with _quiet():
+    with quiet():
         return _convert(candidate, work, options, say)
 
 
-def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A PyTorch model with the calls it is proved on and its own answers to them.
+
+    `program` is its exported program where it came as one. `source` is what the manifest says of it, `options` are the
+    user's, with what the model itself allows.
+    """
+
+    call: TorchCall
+    program: Any
+    cases: tuple[Case, ...]
+    reference: tuple[tuple[np.ndarray, ...], ...]
+    source: Mapping[str, Any]
+    notes: tuple[str, ...]
+    options: Options
+
+
+def open_source(candidate: Candidate, options: Options, say: Say) -> Source:
+    """The model behind `candidate.path`, loaded and run. Raises: as `convert`."""
     say("loading the PyTorch model")
     factory: dict[str, Any] = {}
     program: Any = None
@@ -65,23 +83,29 @@ def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Ca
     cases = cases_for(call.specs, options, call.batched)
     say("running the PyTorch model")
     reference = tuple(answer(call, case) for case in cases)
+    return Source(call, program, cases, reference, {**candidate.source, **factory}, notes, options)
+
+
+def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
+    found = open_source(candidate, options, say)
+    call, cases = found.call, found.cases
     say("exporting to ONNX")
     path = work / MODEL_FILE
     if isinstance(call.module, torch.jit.ScriptModule):
         _export_script(call, cases[0], path)
     else:
-        _to_onnx(_export(call, cases[0]) if program is None else program, path)
+        _to_onnx(export(call, cases[0]) if found.program is None else found.program, path)
     _finish(path, call, tuple(output_names(call, cases[0])))
     return Candidate(
         path=path,
         precision="fp32",
-        source={**candidate.source, **factory},
+        source=found.source,
         cases=cases,
-        reference=reference,
+        reference=found.reference,
         reference_kind="torch",
         tools={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},
-        notes=(*candidate.notes, *notes),
-        max_rows=options.max_rows,
+        notes=(*candidate.notes, *found.notes),
+        max_rows=found.options.max_rows,
     )
 
 
@@ -144,7 +168,8 @@ def _export_script(call: TorchCall, case: Case, path: Path) -> None:
     export_script(call.module, args, [spec.name for spec in call.specs], free, OPSET, path)
 
 
-def _export(call: TorchCall, case: Case) -> Any:
+def export(call: TorchCall, case: Case) -> Any:
+    """The model as a `torch.export.ExportedProgram` with free rows. Raises: ConversionFailed with what torch said."""
     args, kwargs = call.arguments(_example(call, case))
     free = {
         spec.name: {axis: torch.export.Dim.DYNAMIC for axis in axes if axis or call.batched}
@@ -195,7 +220,7 @@ def _trains(node: onnx.NodeProto) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's warnings about torchvision and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
