@@ -94,7 +94,7 @@ rooms = st.builds(
     amounts,
     amounts,
     st.integers(0, 8 * GIB),
-    st.integers(0, 16).map(lambda sixteenths: sixteenths / 16),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     st.sampled_from([{}, T4, {"zone": "a"}]),
 )
 demands = st.builds(Demand, amounts, amounts, st.integers(0, 8 * GIB), st.sampled_from([{}, T4, {"zone": "!a"}]))
