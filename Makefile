@@ -29,7 +29,8 @@ demo: install
 
 test: install env-tensorflow env-tensorrt-rtx
 	@$(BIN)/python -m pytest
-	@build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow
+	@build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow \
+		tests/contract/test_contract_runtime.py tests/integration/test_integration_tensorflow.py
 	@build/env-tensorrt-rtx/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorrt_rtx
 
 # A heavy framework in an environment of its own, which sees everything that .venv has; kept until the pins change.

@@ -70,7 +70,7 @@ def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
         if size > MAX_DATA_BYTES:
             raise InvalidRequest(f"{what}: {path.name} unpacks to {size} bytes, at most {MAX_DATA_BYTES} are read")
         with np.load(path, allow_pickle=False) as found:
-            arrays = {name: np.ascontiguousarray(found[name]) for name in found.files}
+            arrays = {name: np.asarray(found[name], order="C") for name in found.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{what}: {path.name} is not an .npz of plain arrays ({error})") from None
     if not arrays:

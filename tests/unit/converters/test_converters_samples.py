@@ -21,6 +21,11 @@ from converters.samples import (
 X = TensorSpec("x", "FP32", (ANY, 2))
 
 
+def test_a_number_without_dimensions_stays_one(tmp_path):
+    np.savez(tmp_path / "d.npz", rate=np.array(16000))
+    assert read_npz(tmp_path / "d.npz", "sample")["rate"].shape == ()
+
+
 def test_an_input_names_its_free_axes_with_an_example_size():
     spec = parse_input("ids:INT64:N,L=128")
     assert (spec.name, spec.dtype, spec.shape, dict(spec.axes)) == ("ids", "INT64", (1, 128), {0: "N", 1: "L"})
