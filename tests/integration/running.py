@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,10 +30,14 @@ def free_port() -> int:
 
 @dataclass
 class Prism:
-    """A running Prism, driven through its command line as an operator would."""
+    """A running Prism, driven through its command line as an operator would.
+
+    `environ` is added to the environment of every command.
+    """
 
     home: Path
     port: int
+    environ: dict[str, str] = field(default_factory=dict)
 
     def cli(self, *arguments: str, check: bool = True, timeout_s: float = 240) -> subprocess.CompletedProcess:
         """Run `prism ARGUMENTS --home ...`; fails the test if it fails, unless `check` is off."""
@@ -42,7 +46,7 @@ class Prism:
             capture_output=True,
             text=True,
             timeout=timeout_s,
-            env={k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "PRISM_HOME")},
+            env={k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "PRISM_HOME")} | self.environ,
         )
         if check and done.returncode != 0:
             raise AssertionError(f"prism {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}")
