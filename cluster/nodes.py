@@ -11,6 +11,7 @@ from cluster.errors import InvalidRequest
 NodeState = Literal["UP", "DRAINING", "DRAINED"]
 
 ID_DIGITS = 12  # of a node's id, for people
+LEAST_DIGITS = 4  # of an id that may stand for it: a slip of the finger names no node
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,12 @@ class NodeStore(Protocol):
 
 
 def find_node(nodes: Sequence[NodeReport], wanted: str) -> NodeReport:
-    """The node that `wanted` names: its address, its name, or the beginning of its id.
+    """The node that `wanted` names: its address, its name, or at least `LEAST_DIGITS` from the beginning of its id.
 
     Raises: InvalidRequest if there is none or more than one, saying which there are.
     """
     exact = [node for node in nodes if wanted in (node.id, node.address, node.name)]
-    found = exact or [node for node in nodes if wanted and node.id.startswith(wanted)]
+    found = exact or [node for node in nodes if len(wanted) >= LEAST_DIGITS and node.id.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     have = ", ".join(f"{node.id[:ID_DIGITS]} ({node.name}, {node.address})" for node in (found or nodes)) or "none"

@@ -8,19 +8,19 @@ from cluster.nodes import DrainRequest, NodeReport, NodeReports, find_node
 from cluster.store.memory import MemoryStore
 
 A = NodeReport("aa11" * 14, "10.0.0.1", "alpha", head=True)
-B = NodeReport("aa22" * 14, "10.0.0.2", "beta")
+B = NodeReport("aa112" + "2" * 51, "10.0.0.2", "beta")
 C = NodeReport("cc33" * 14, "10.0.0.3", "beta")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"), [("10.0.0.2", B), ("alpha", A), ("aa2", B), ("c", C), (A.id, A), ("10.0.0.3", C)]
+    ("wanted", "found"), [("10.0.0.2", B), ("alpha", A), ("aa112", B), ("cc33", C), (A.id, A), ("10.0.0.3", C)]
 )
 def test_a_node_is_found_by_address_name_or_the_beginning_of_its_id(wanted, found):
     assert find_node((A, B, C), wanted) is found
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"), [("aa", "several"), ("beta", "several"), ("nowhere", "none"), ("", "none")]
+    ("wanted", "told"), [("aa11", "several"), ("beta", "several"), ("nowhere", "none"), ("cc3", "none"), ("", "none")]
 )
 def test_what_names_no_single_node_is_refused_with_those_there_are(wanted, told):
     with pytest.raises(InvalidRequest, match=f"names {told}.*10.0.0.2"):

@@ -80,7 +80,7 @@ def test_drain_can_leave_the_waiting_to_others(session):
 
 def test_drain_says_what_could_not_move_in_time(session):
     with pytest.raises(OperatorError, match=r"was not empty after 0 s .*2 of m:1.* no room"):
-        run(session((HEAD, WORKER)), "drain", "bb", "--timeout", "0")
+        run(session((HEAD, WORKER)), "drain", "bbbb", "--timeout", "0")
 
 
 @pytest.mark.parametrize(("node", "told"), [("alpha", "is the head"), ("10.0.0.9", "names none.*10.0.0.2")])
