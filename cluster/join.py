@@ -66,7 +66,10 @@ class JoinDocument:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise OperatorError(f"join: {file} is no join file: {error}") from None
         if document.prism != __version__:
-            raise OperatorError(f"join: the cluster runs Prism {document.prism}, this is {__version__}; install that")
+            raise OperatorError(
+                f"join: {file} is of a cluster that runs Prism {document.prism}, this is {__version__}; install that, "
+                "or copy the head's join.json again if the head has another Prism by now"
+            )
         return document
 
     def write(self, file: Path) -> None:
