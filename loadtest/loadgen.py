@@ -125,8 +125,8 @@ class Client:
             connection.send(query, self._requests[index])
 
     def _end(self, connection: Connection, query: int, good: bool) -> None:
-        self._answered(query)
         self.failed += not good
+        self._answered(query)  # the last one ends the test, which then reads `failed`
         if connection.open:
             self._idle.append(connection)
 
