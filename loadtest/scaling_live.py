@@ -11,6 +11,7 @@ import asyncio
 import http.client
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from loadtest.bench.work import INPUT, OUTPUT, Graph, Prepared, Work, open_sessi
 if TYPE_CHECKING:
     import onnx
 
+SERVERS = ("prism", "ray-serve")
 MOST = 3  # replicas
 BATCH_ROWS = 4
 QUARTER = 0.25  # of one replica's rate, before the step
@@ -224,7 +226,7 @@ def row_seconds(prepared: Prepared) -> float:
 @click.command()
 @click.option("--before", default=20.0, show_default=True, help="Seconds before the step.")
 @click.option("--after", default=90.0, show_default=True, help="Seconds after it.")
-@click.option("--servers", default="prism,ray-serve", show_default=True, help="In this order.")
+@click.option("--servers", default=",".join(SERVERS), show_default=True, help="In this order.")
 @click.option("--objective-ms", default=500.0, show_default=True)
 @click.option("--rate", type=float, help="Requests per second before the step.  [default: by one replica's speed]")
 @click.option(
@@ -237,6 +239,10 @@ def main(
     before: float, after: float, servers: str, objective_ms: float, rate: float | None, work_dir: Path, out: Path
 ) -> None:
     """A step to four times the load: how soon another replica answers, and how soon latency is back."""
+    names = servers.split(",")
+    if unknown := [name for name in names if name not in SERVERS]:
+        raise click.BadParameter(f"expected some of {', '.join(SERVERS)}, got {unknown[0]!r}", param_hint="--servers")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # servers are stopped on the way out
     work_dir.mkdir(parents=True, exist_ok=True)
     prepared = prepare(SLOW, work_dir)
     write_artifact(prepared)
@@ -246,7 +252,7 @@ def main(
     high = Step((4.0,)).due(rate, after, np.random.default_rng(2))
     due_s = np.concatenate([low, before + high])
     found = []
-    for name in servers.split(","):
+    for name in names:
         click.echo(f"{name}: {rate:.1f} requests a second for {before:g} s, then {4 * rate:.1f} for {after:g} s")
         try:
             figures = run(name, prepared, work_dir, due_s, before, objective_ms / 1e3)

@@ -1,7 +1,8 @@
 import numpy as np
+from click.testing import CliRunner
 
 from loadtest.bench.contestants import CONTESTANTS
-from loadtest.scaling_live import MOST, autoscaled, judge, ray_replicas
+from loadtest.scaling_live import MOST, SERVERS, autoscaled, judge, main, ray_replicas
 
 DUE_S = np.arange(0.0, 60.0, 0.1)
 
@@ -46,4 +47,11 @@ def test_what_ray_serve_says_last_counts(tmp_path):
 
 
 def test_both_servers_are_told_to_scale():
-    assert autoscaled(CONTESTANTS["prism"]).command[-2:] == ("--autoscale", str(MOST))
+    for name in SERVERS:
+        assert autoscaled(CONTESTANTS[name]).command[-2:] == ("--autoscale", str(MOST))
+
+
+def test_a_server_that_is_not_known_is_one_line_before_anything_is_started(tmp_path):
+    done = CliRunner().invoke(main, ["--servers", "prism,triton", "--work-dir", str(tmp_path / "work")])
+    assert done.exit_code == 2 and "expected some of prism, ray-serve, got 'triton'" in done.output
+    assert not (tmp_path / "work").exists()
