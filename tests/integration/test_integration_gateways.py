@@ -125,8 +125,8 @@ def test_a_gateway_that_hangs_is_left_out_in_time_and_a_killed_one_is_replaced(p
     os.kill(victim, signal.SIGSTOP)
     try:
         started_s = time.monotonic()
-        seen = pair.until(lambda: (found := scrape(pair)).get(("prism_gateways_silent", ())) == 1 and found, 8)
-        assert time.monotonic() - started_s < 8
+        seen = pair.until(lambda: (found := scrape(pair)).get(("prism_gateways_silent", ())) == 1 and found, 20)
+        assert time.monotonic() - started_s < 20
     finally:
         os.kill(victim, signal.SIGKILL)
     assert len([name for name, _ in seen if name == "prism_gateway_info"]) == 1

@@ -116,13 +116,20 @@ def test_status_tells_how_a_replica_started(gpu_node):
 
 def test_watching_shows_the_rates_of_real_traffic(gpu_node):
     watching = subprocess.Popen(
-        [PRISM, "status", "m", "--watch", "--json", "--home", str(gpu_node.home)], stdout=subprocess.PIPE, text=True
+        [PRISM, "status", "m", "--watch", "--json", "--home", str(gpu_node.home)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
-    with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=2, pause_s=0.01) as traffic:
-        traffic.wait_for(20)
-        lines = [json.loads(watching.stdout.readline()) for _ in range(4)]
-    watching.send_signal(signal.SIGINT)
-    assert watching.wait(20) == 0
+    try:
+        with Traffic(gpu_node.url("/v2/models/m/infer"), body, workers=2, pause_s=0.01) as traffic:
+            traffic.wait_for(20)
+            lines = [json.loads(watching.stdout.readline()) for _ in range(4)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 0
+    finally:
+        watching.kill()
+        watching.communicate()
     rates = [line["models"][0]["versions"][0]["live"] for line in lines]
     assert rates[-1]["requests_per_s"] > 1 and rates[-1]["errors_per_s"] == 0
     assert 0 < rates[-1]["p99_s"] < 30 and rates[-1]["batch_rows"] >= 1

@@ -29,10 +29,10 @@ def test_both_count_a_stall_from_when_requests_were_due():
 
 
 def test_the_two_agree_on_a_steady_server():
-    with server(delay_s=0.05) as host:
+    with server(delay_s=0.1) as host:
         found = crosscheck(scenario(rate=40), host, seconds=3.0, rounds=2)
     # On a busy machine p99 of few requests says more about the machine.
-    assert found.ours["p50"] > 0.05 and found.theirs["p50"] > 0.05
+    assert found.ours["p50"] > 0.1 and found.theirs["p50"] > 0.1
     assert found.ratios["p50"] == pytest.approx(1.0, abs=0.15)
     assert 0.4 < found.ratios["p99"] < 2.5
     assert not any("failed" in flaw for flaw in found.flaws)

@@ -101,9 +101,10 @@ def cluster():
                 made.head.cli("publish", model, str(artifact.path))
             yield made
         finally:
-            made.store.close()
             for prism in reversed(made.nodes.values()):
                 prism.cli("down", check=False)
+            if "store" in vars(made):  # else nobody has asked for it, and a head that is down has none
+                made.store.close()
 
 
 def process_of(home: Path, words: tuple[str, ...]) -> psutil.Process:
