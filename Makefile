@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
-.PHONY: install demo test test-unit lint bench sim scale-bench clean
+.PHONY: install demo test test-unit lint bench sim scale-bench endurance clean
 
 install: $(VENV)/.installed
 
@@ -64,6 +64,10 @@ sim: install
 # A real step in load on this machine, Prism and Ray Serve; some minutes, on a quiet machine.
 scale-bench: install
 	@$(BIN)/python -m loadtest.scaling_live
+
+# Two models compete for CPUs under bursts for 15 minutes; the report is kept in loadtest/results.
+endurance: install
+	@$(BIN)/python -m loadtest.endurance
 
 clean:
 	@test ! -d .prism || $(BIN)/prism down --home .prism
