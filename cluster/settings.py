@@ -160,7 +160,7 @@ def read_settings(file: Path | None) -> Settings:
         raw = yaml.safe_load(file.read_text())
     except OSError as error:
         raise InvalidRequest(f"settings: {file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"settings: {file}: {error}") from None
     return settings_from(raw or {})
 

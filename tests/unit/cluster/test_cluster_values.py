@@ -192,6 +192,9 @@ def test_settings_come_from_yaml(tmp_path):
     file.write_text("http: [")
     with pytest.raises(InvalidRequest, match=r"prism\.yaml"):
         read_settings(file)
+    file.write_bytes(b"\x80\x81")
+    with pytest.raises(InvalidRequest, match=r"prism\.yaml"):
+        read_settings(file)
     with pytest.raises(InvalidRequest, match="No such file"):
         read_settings(tmp_path / "none.yaml")
 
