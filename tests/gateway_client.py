@@ -52,13 +52,13 @@ class Client:
         self.writer.write(b"".join(parts))
 
     async def answer(self) -> Answer:
-        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 5)).decode().split("\r\n")
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        body = await asyncio.wait_for(self.reader.readexactly(int(headers.get("content-length", "0"))), 5)
+        body = await asyncio.wait_for(self.reader.readexactly(int(headers.get("content-length", "0"))), 20)
         return Answer(int(head[0].split()[1]), headers, body)
 
     async def closed(self) -> bool:
-        return await asyncio.wait_for(self.reader.read(), 5) == b""
+        return await asyncio.wait_for(self.reader.read(), 20) == b""
 
 
 def infer(values: Any = ROW, path: bytes = b"/v2/models/m/infer", *headers: bytes) -> bytes:
@@ -96,6 +96,6 @@ async def play(test: Callable[..., Awaitable[None]], **http: Any) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)

@@ -138,6 +138,7 @@ def command_line(host, out):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "TMPDIR": str(out.parent)},  # a command that is killed leaves its folder
     )
 
 
