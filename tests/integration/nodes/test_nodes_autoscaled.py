@@ -103,11 +103,14 @@ class Elastic:
 
     def raylet(self, ip: str) -> psutil.Process | None:
         """The node's own process; None if there is none."""
-        found = [
-            process
-            for process in procs.find_marked(Home(self.prism.home).key)
-            if "raylet/raylet" in (line := " ".join(process.cmdline())) and f"--node_ip_address={ip}" in line.split()
-        ]
+        found = []
+        for process in procs.find_marked(Home(self.prism.home).key):
+            try:
+                words = process.cmdline()
+            except psutil.Error:  # it has just ended
+                continue
+            if "raylet/raylet" in " ".join(words) and f"--node_ip_address={ip}" in words:
+                found.append(process)
         assert len(found) <= 1
         return found[0] if found else None
 
