@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.errors import ServingError
 from cluster.policy.arrival import Arrivals
-from deployments.call import INTERACTIVE, Reply, TensorRequest
+from deployments.call import INTERACTIVE, Reply, TensorAnswer, TensorRequest
+
+Outcome = TensorAnswer | ServingError
 
 WAITING, SENT, DONE = 0, 1, 2
 NO_REQUEST = TensorRequest(0, (), (), 0.0)
@@ -51,6 +55,16 @@ class Call:
         self.peer = peer
         self.entries = entries
         self.rows = rows
+
+    def settled(self, outcomes: Sequence[Outcome]) -> list[tuple[Reply, Outcome]]:
+        """Who is to be told what, given one outcome per request; requests that were answered otherwise are left out."""
+        told: list[tuple[Reply, Outcome]] = []
+        for entry, outcome in zip(self.entries, outcomes, strict=True):
+            if entry.state == SENT and entry.call is self:
+                entry.state = DONE
+                entry.call = None
+                told.append((entry.reply, outcome))
+        return told
 
 
 class Peer:

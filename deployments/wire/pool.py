@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import inf
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
-from cluster.policy.arrival import Arrivals, too_late
+from cluster.policy.arrival import Arrivals, Pace, too_late
 from cluster.policy.dispatch import better_held, least_loaded
 from deployments.call import INTERACTIVE, Reply, TensorAnswer
 from deployments.wire.calls import (
@@ -34,6 +34,7 @@ from deployments.wire.calls import (
     Action,
     Call,
     Entry,
+    Outcome,
     Peer,
     Ping,
     SayGoodbye,
@@ -42,8 +43,6 @@ from deployments.wire.calls import (
     Withdraw,
 )
 from deployments.wire.lanes import Lanes
-
-Outcome = TensorAnswer | ServingError
 
 MAX_ATTEMPTS = 2
 SILENCE_S = 1.0  # the least silence that sets a replica aside
@@ -88,8 +87,7 @@ class Pool:
         self._patient_rows = 0  # of waiting_rows: in lanes of the less urgent class
         self._beyond_rows = 0  # over all replicas: `outstanding_rows` and `ahead_rows`
         self._now_s = -inf  # of the last event: at most a turn of the loop ago while there is work
-        self._arrivals = Arrivals(settings.batch_rows, settings.run_s)
-        self._row_s = self._arrivals.row_s
+        self._pace = Pace(Arrivals(settings.batch_rows, settings.run_s))
         self._seq = 0
         self._last_call = 0
         self._actions: list[Action] = []
@@ -99,14 +97,14 @@ class Pool:
 
     def submit(self, entry: Entry, key: object, size_bytes: int) -> None:
         """Take a request in, or refuse it. `key`: requests with equal keys and priority may share a micro-batch."""
-        rows = entry.rows
+        rows, arrivals = entry.rows, self._pace.arrivals
         settings = self.settings
         refusal: ServingError | None = None
         if self.waiting_rows + rows > settings.max_waiting_rows:
             refusal = Overloaded(f"{self.waiting_rows} rows wait, at most {settings.max_waiting_rows} may")
         elif self.waiting_bytes + size_bytes > settings.max_waiting_bytes:
             refusal = Overloaded(f"{self.waiting_bytes} bytes wait, at most {settings.max_waiting_bytes} may")
-        elif entry.deadline_s < self._now_s + (self.waiting_rows + self._beyond_rows + rows) * self._row_s:
+        elif entry.deadline_s < self._now_s + (self.waiting_rows + self._beyond_rows + rows) * arrivals.row_s:
             refusal = self._late(entry, self._now_s)  # else one replica alone could do it in time, row by row
         if refusal is not None:
             self.refuse(entry, refusal)
@@ -147,6 +145,7 @@ class Pool:
         self.peers[key] = Peer(key, queue_rows, now_s, ahead_rows)
         self._beyond_rows += ahead_rows
         self._now_s = now_s
+        self._pace.forget()
         self._watch_s = min(self._watch_s, now_s + BUSY_PING_S)
 
     def lost(self, key: int) -> None:
@@ -201,12 +200,10 @@ class Pool:
             self._beyond_rows -= call.rows
             peer.exclusive = False
             peer.answered_s = now_s
-            answers = self.answers
-            for entry, outcome in zip(call.entries, outcomes, strict=True):
-                if entry.state == SENT and entry.call is call:
-                    entry.state = DONE
-                    entry.call = None
-                    answers.append((entry.reply, outcome))
+            self.answers += call.settled(outcomes)
+            answer = next((outcome for outcome in outcomes if isinstance(outcome, TensorAnswer)), None)
+            if answer is not None:
+                self._pace.took(answer.batch_rows, answer.compute_s, now_s)
         peer.heard_s = now_s
         peer.silent = False
         self._told(peer, queue_rows, ahead_rows, now_s)
@@ -246,13 +243,13 @@ class Pool:
         peer.queue_rows, peer.ahead_rows, peer.told_s = queue_rows, ahead_rows, now_s
 
     def _late(self, entry: Entry, now_s: float) -> DeadlineExceeded | None:
-        """Why the request cannot be answered in time; None if it can, or there is no replica to judge by."""
-        urgent = entry.request.priority == INTERACTIVE
-        busy_s = [peer.busy_s(self._arrivals, urgent, now_s) for peer in self.peers.values() if peer.usable]
-        if not busy_s:
+        """Why the request cannot be answered in time; None if it can, or there is nothing to judge by."""
+        urgent, arrivals = entry.request.priority == INTERACTIVE, self._pace.arrivals
+        busy_s = [peer.busy_s(arrivals, urgent, now_s) for peer in self.peers.values() if peer.usable]
+        if not busy_s or not self._pace.known(now_s):
             return None
         ahead = self.waiting_rows - self._patient_rows if urgent else self.waiting_rows
-        needs_s = self._arrivals.needs_s(busy_s, ahead, entry.rows)
+        needs_s = arrivals.needs_s(busy_s, ahead, entry.rows)
         return too_late(entry.deadline_s - now_s, needs_s) if entry.deadline_s < now_s + needs_s else None
 
     def _deserted(self) -> bool:

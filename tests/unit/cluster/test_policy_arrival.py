@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from cluster.costs import CostCurve
-from cluster.policy.arrival import Arrivals, too_late
+from cluster.policy.arrival import Arrivals, Pace, too_late
 
 CURVE = CostCurve.of({1: 0.002, 8: 0.008})
 ARRIVALS = Arrivals(8, CURVE.run_s)
@@ -66,3 +66,22 @@ def test_no_division_of_the_work_ends_earlier(busy, ahead, rows):
 @given(st.integers(0, 300))
 def test_the_quick_bound_is_never_below_the_work(rows):
     assert rows * ARRIVALS.row_s >= ARRIVALS.work_s(rows) - 1e-12
+
+
+def test_the_pace_follows_what_batches_take_and_is_never_above_what_was_predicted():
+    pace = Pace(ARRIVALS)
+    assert not pace.known(0.0)
+    pace.took(0, 9.0, 0.0)  # nobody knows of how many rows
+    assert not pace.known(0.0)
+    pace.took(8, 0.002, 0.0)
+    assert pace.known(1.0) and pace.arrivals.needs_s([0.0], 0, 8) == approx(0.002)
+    assert pace.arrivals.row_s == approx(0.0005) and pace.arrivals.work_s(17) == approx(0.0045)
+    for _ in range(100):
+        pace.took(8, 0.1, 1.0)
+    assert pace.arrivals.pace == approx(1.0, rel=0.1) and pace.arrivals.pace <= 1.0
+
+
+def test_a_pace_that_nothing_was_predicted_for_is_never_known():
+    blind = Pace(Arrivals(8, CostCurve().run_s))
+    blind.took(8, 0.1, 0.0)
+    assert not blind.known(0.0)

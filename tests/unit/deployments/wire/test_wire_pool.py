@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pytest import approx
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
+from cluster.policy.arrival import FORGET_S
 from deployments.call import BATCH, INTERACTIVE, TensorAnswer, TensorRequest
 from deployments.wire.calls import SENT, WAITING, Action, Entry, Ping, SayGoodbye, Send, Want, Withdraw
 from deployments.wire.lanes import CLASS_TURN
@@ -131,13 +132,28 @@ def test_what_is_held_for_a_busy_replica_goes_to_an_idle_one():
 SLOW = PoolSettings(4, 10_000, 2, 100, 10_000, run_s=lambda rows: 0.1)  # seconds a batch, whatever its rows
 
 
+def confirm(caller: Caller, took_s: float = 0.1, now_s: float = 0.0) -> None:
+    """Let an idle version answer one request, which says how long its batches take."""
+    caller.submit("first")
+    ((peer, call_id, _),) = caller.sends(now_s)
+    answer = TensorAnswer(((1,),), (b"first",), compute_s=took_s, batch_rows=1)
+    caller.pool.result(peer, call_id, 0, now_s, lambda rows: [answer])
+    caller.deliver()
+
+
+def confirmed(*peers: int) -> Caller:
+    caller = connected(*peers, settings=SLOW)
+    confirm(caller)
+    return caller
+
+
 def refused(caller: Caller, tag: str) -> bool:
     caller.step()
     return any(isinstance(got, DeadlineExceeded) for got in caller.replies[tag])
 
 
 def test_what_cannot_be_answered_in_time_is_refused_when_it_comes():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     for i in range(20):
         caller.submit(f"before {i}")
     caller.step()
@@ -149,10 +165,10 @@ def test_what_cannot_be_answered_in_time_is_refused_when_it_comes():
 
 
 def test_an_idle_version_refuses_only_what_takes_longer_than_its_deadline():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     caller.submit("possible", deadline_s=0.11)
     assert not refused(caller, "possible")
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     caller.submit("impossible", deadline_s=0.09)
     assert refused(caller, "impossible")
 
@@ -166,7 +182,7 @@ def test_nothing_is_refused_for_its_time_while_there_is_no_replica():
 
 
 def test_what_replicas_told_counts_and_ages():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     caller.pool.heard(1, 8, 0.0, ahead_rows=8)
     caller.submit("late", deadline_s=0.25)
     assert refused(caller, "late")
@@ -176,9 +192,8 @@ def test_what_replicas_told_counts_and_ages():
 
 
 def test_another_replica_makes_it_possible():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1, 2)
     caller.pool.heard(1, 8, 0.0, ahead_rows=8)
-    caller.pool.connected(2, 0, 0.0)
     caller.submit("possible", deadline_s=0.15)
     assert not refused(caller, "possible")
     caller.pool.draining(2)
@@ -187,7 +202,7 @@ def test_another_replica_makes_it_possible():
 
 
 def test_less_urgent_work_that_waits_makes_no_urgent_request_late():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     for i in range(20):
         caller.submit(f"before {i}", priority=BATCH)
     caller.step()
@@ -197,7 +212,7 @@ def test_less_urgent_work_that_waits_makes_no_urgent_request_late():
 
 
 def test_what_is_in_flight_counts_for_no_longer_than_it_takes():
-    caller = connected(1, settings=SLOW)
+    caller = confirmed(1)
     for i in range(8):
         caller.submit(f"before {i}")
     assert len(caller.sends(0.0)) == 2
@@ -206,6 +221,31 @@ def test_what_is_in_flight_counts_for_no_longer_than_it_takes():
     caller.step(0.2)
     caller.submit("possible", deadline_s=0.45)
     assert not refused(caller, "possible")
+
+
+def test_replicas_that_are_faster_than_was_measured_are_not_judged_by_what_was_measured():
+    caller = connected(1, settings=SLOW)
+    caller.submit("before any answer", deadline_s=0.05)
+    assert not refused(caller, "before any answer")
+    caller = connected(1, settings=SLOW)
+    confirm(caller, took_s=0.01)
+    caller.submit("possible", deadline_s=0.02)
+    caller.submit("impossible", deadline_s=0.005)
+    assert not refused(caller, "possible") and refused(caller, "impossible")
+
+
+def test_a_new_replica_may_be_faster_and_what_no_answer_confirms_is_forgotten():
+    caller = confirmed(1)
+    caller.pool.connected(2, 0, 0.0)
+    caller.submit("possible", deadline_s=0.05)
+    assert not refused(caller, "possible")
+    caller = confirmed(1)
+    caller.step(FORGET_S - 0.5)
+    caller.submit("late", deadline_s=FORGET_S - 0.45)
+    assert refused(caller, "late")
+    caller.step(FORGET_S + 0.5)
+    caller.submit("later", deadline_s=FORGET_S + 0.55)
+    assert not refused(caller, "later")
 
 
 def test_a_micro_batch_has_at_most_the_configured_rows_and_bytes():

@@ -45,6 +45,7 @@ class Doubling:
 
     def __init__(self, held: bool = False) -> None:
         self.held = held
+        self.took_s = 0.0
         self.batches: list[tuple[MicroBatch, Done]] = []
         self.seen: list[MicroBatch] = []
         self.cancelled: list[tuple[int, ...]] = []
@@ -57,7 +58,7 @@ class Doubling:
             self.answer(batch, done)
 
     def answer(self, batch: MicroBatch, done: Done) -> None:
-        done(MicroResult((batch.arrays[0] * 2,), batch_rows=batch.total_rows))
+        done(MicroResult((batch.arrays[0] * 2,), compute_s=self.took_s, batch_rows=batch.total_rows))
 
     def release(self) -> None:
         self.held = False
@@ -177,19 +178,22 @@ async def test_tensors_far_larger_than_any_buffer_arrive_whole(bench: Bench):
 
 
 async def test_what_a_busy_replica_cannot_answer_in_time_is_refused_before_it_is_sent(bench: Bench):
-    engine = Doubling(held=True)
+    engine = Doubling()
+    engine.took_s = 50.0
     slow = replace(RECORD, costs=CostCurve.of({1: 50.0, 8: 50.0}))
     client = bench.client(await bench.server(engine), record=slow)
-    await until(lambda: client.connected)
+    first = Asked(client, 0.0, left_s=1000.0)
+    await until(lambda: first.replies)
+    engine.held = True
     early = [Asked(client, value, left_s=1000.0) for value in range(17)]
-    await until(lambda: len(engine.seen) == 2 and client.waiting_rows == 1)
+    await until(lambda: len(engine.seen) == 3 and client.waiting_rows == 1)
     late, patient = Asked(client, 1.0, left_s=90.0), Asked(client, 2.0, left_s=900.0)
     await until(lambda: late.replies)
     assert isinstance(late.error, DeadlineExceeded) and "expected to take" in late.error.message
     engine.release()
     await until(lambda: patient.replies and all(asked.replies for asked in early))
     assert patient.right and all(asked.right for asked in early)
-    assert sum(batch.total_rows for batch in engine.seen) == 18
+    assert sum(batch.total_rows for batch in engine.seen) == 19
 
 
 async def test_concurrent_requests_share_a_frame_and_ids_deadlines_and_priority_arrive(bench: Bench):
