@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -49,6 +50,7 @@ def crosscheck(
         latency = ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in seen.latency_s.items())
         print(f"{seen.by:8}{latency}", file=sys.stderr)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the generators are stopped on the way out
     scenario = read_scenario("smoke", rate=rate, model=model, sample=sample)
     with aim(scenario, host, home) as aimed:
         found = check(aimed.scenario, aimed.url, seconds, rounds, show, tolerance)
