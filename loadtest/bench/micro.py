@@ -1,6 +1,6 @@
 """The request path's parts, timed one by one: codec, wire frames, batching policy, the gateway without its sockets.
 
-An entry point: with `micro_gateway` the only module of `loadtest` that looks inside the server.
+An entry point: with `micro_gateway` and `hop` the only module of `loadtest` that looks inside the server.
 """
 
 from __future__ import annotations
