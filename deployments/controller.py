@@ -167,7 +167,10 @@ class Reconciler:
             serve.delete(apps.GATEWAY_APP + node, _blocking=False)
         for node in decided.run:
             log.info("run a gateway on node %s", node)
-            self._run(apps.GATEWAY_APP + node, apps.gateway_application(node, self._settings.gateway))
+            try:
+                self._run(apps.GATEWAY_APP + node, apps.gateway_application(node, self._settings.gateway))
+            except Exception:  # versions are looked after all the same, and the next step tries again
+                log.exception("the gateway of node %s could not be run", node)
         drain, forget = plan_drains(nodes, self._store.nodes.drains(), time.time())
         for node in drain:
             why = self._nodes.drain(node)

@@ -70,14 +70,14 @@ class Nodes:
     def drain(self, node_id: str) -> str:
         """Have Ray place nothing new on a node and end it once it is idle; Serve then moves its replicas away.
 
-        Returns why Ray refuses, "" if it does not.
+        Returns why Ray refuses or could not be asked, "" if it agrees.
         """
-        accepted, why = self._gcs.drain_node(
-            node_id,
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            "prism drain",
-            0,  # no deadline
-        )
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        no_deadline = 0
+        try:  # the node itself is asked: one that has just died does not answer
+            accepted, why = self._gcs.drain_node(node_id, reason, "prism drain", no_deadline, timeout=TIMEOUT_S)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:300]
         return "" if accepted else str(why or "Ray gives no reason")
 
 

@@ -3,9 +3,12 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.documents import DeploySettings, ModelDocument, VersionRecord
+from cluster.nodes import NodeReports
+from cluster.policy.nodes import NodeSeen
+from cluster.settings import Settings
 from cluster.tensors import Signature, TensorSpec
 from deployments import applications as apps
-from deployments.controller import applications_seen, wanted_applications
+from deployments.controller import Reconciler, applications_seen, wanted_applications
 from deployments.scaling import ServeScale, load_from, policy_arguments
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
@@ -97,3 +100,23 @@ def test_a_grant_bounds_what_is_asked_for_and_not_what_is_wanted(monkeypatch):
 def test_before_any_report_the_target_is_kept():
     scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5)))
     assert scale(context(aggregated_metrics={}))[0] == 2
+
+
+def test_a_gateway_that_cannot_be_run_keeps_nobody_else_waiting(monkeypatch):
+    reported = []
+    reconciler = object.__new__(Reconciler)
+    reconciler._settings = Settings()
+    reconciler._nodes = SimpleNamespace(seen=lambda replicas: {"n": NodeSeen("n", "10.0.0.2", "beta", door_port=1)})
+    wishes = SimpleNamespace(drains=dict, report=reported.append)
+    reconciler._store = SimpleNamespace(nodes=wishes)
+    reconciler._node_memory, reconciler._nodes_reported = {}, NodeReports()
+    asked = []
+
+    def fail(name, application):
+        asked.append(name)
+        raise RuntimeError("Serve does not take it")
+
+    monkeypatch.setattr(reconciler.__class__, "_run", staticmethod(fail))
+    assert reconciler._look_after_nodes({}, {}) is False
+    assert asked == [apps.GATEWAY_APP + "n"]
+    assert [node.id for node in reported[0].nodes] == ["n"]

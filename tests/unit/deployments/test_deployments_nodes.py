@@ -1,7 +1,7 @@
 """A node as Ray describes it, read."""
 
 from cluster.ray_head import ALWAYS, DOOR_LABEL, GATEWAY_LABEL, WITH_REPLICAS
-from deployments.nodes import _seen
+from deployments.nodes import TIMEOUT_S, Nodes, _seen
 
 RAY = {
     "NodeID": "ab" * 28,
@@ -41,3 +41,32 @@ def test_the_head_is_known_by_rays_own_mark():
     assert not seen().head
     assert seen({"Resources": {"CPU": 1.0, "node:__internal_head__": 1.0}}).head
     assert seen(draining=True).draining
+
+
+class Head:
+    """Ray's head as `Nodes` asks it to drain."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.timeouts = []
+
+    def drain_node(self, node_id, reason, message, deadline_ms, timeout=None):
+        self.timeouts.append(timeout)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def drained(answer):
+    nodes = object.__new__(Nodes)
+    nodes._gcs = head = Head(answer)
+    told = nodes.drain("ab")
+    assert head.timeouts == [TIMEOUT_S]  # without one, a head that hangs would stop the controller
+    return told
+
+
+def test_a_drain_says_why_it_is_refused_and_a_node_that_cannot_be_asked_stops_nobody():
+    assert drained((True, "")) == ""
+    assert drained((False, "busy")) == "busy"
+    assert drained((False, "")) == "Ray gives no reason"
+    assert drained(RuntimeError("unreachable")) == "RuntimeError: unreachable"
