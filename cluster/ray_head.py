@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -132,8 +133,11 @@ def start(
         join: The head's address, "host:port"; "": be a head.
 
     Raises:
-        OperatorError: It ended, or was not ready within `timeout_s`; then it has been killed.
+        OperatorError: A head's port is taken, and nothing was started; or the node ended, or was not ready within
+            `timeout_s`, and has been killed.
     """
+    if not join:
+        check_port(home, settings)
     command = [
         sys.executable,
         "-m",
@@ -174,11 +178,13 @@ def start_command(command: list[str], environ: Mapping[str, str], output: IO[byt
     try:
         while not told.endswith(b"\n"):
             if process.poll() is not None:
-                raise OperatorError(f"ray: the node ended with exit code {process.returncode} before it was ready")
+                raise OperatorError(
+                    f"ray: the node ended with exit code {process.returncode} before it was ready (log: {output.name})"
+                )
             if time.monotonic() > deadline_s:
                 process.kill()
                 process.wait()
-                raise OperatorError(f"ray: the node was not ready within {timeout_s:.0f} s")
+                raise OperatorError(f"ray: the node was not ready within {timeout_s:.0f} s (log: {output.name})")
             try:
                 told += os.read(reading, 4096)
             except BlockingIOError:
@@ -262,6 +268,20 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
         shutdown_at_exit=True,
         spawn_reaper=True,
     )
+
+
+def check_port(home: Home, settings: RaySettings) -> None:
+    """Raises: OperatorError if the port that the head will have is taken; Ray would try for long, and say little."""
+    ip, port = settings.node_ip, _gcs_port(home, settings)
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Ray does; connections of the last run linger
+        try:
+            probe.bind((ip, port))
+        except OSError as error:
+            way_out = "choose another: settings, ray.port"
+            if not settings.port:
+                way_out = f"free it, or delete {home.ray_port_file} and hand out the new join.json"
+            raise OperatorError(f"ray.port: cannot listen on {ip}:{port}: {error.strerror} ({way_out})") from None
 
 
 def _gcs_port(home: Home, settings: RaySettings) -> int:
