@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Protocol
 
 from cluster import ray_head
 from cluster.drain import DrainWatch
+from cluster.errors import OperatorError
 from cluster.home import Home
 from cluster.join import JoinDocument, check_reachable, check_shared
 from cluster.ray_head import RayNode
@@ -50,13 +52,16 @@ class Parts:
 
 def parts_for(home: Home, settings: Settings) -> Parts:
     """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
-    answer, or could not be reached by the nodes that join."""
+    answer, or could not be reached by the nodes that join, or if the autoscaler's file is not there."""
     from cluster.store.embedded import EmbeddedServer
     from cluster.store.redis import RedisStore
 
     def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
         return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
 
+    config = settings.ray.autoscaling_config
+    if config and not Path(config).is_file():  # Ray's autoscaler would end at once, again and again, and add no node
+        raise OperatorError(f"ray.autoscaling_config: {config} is not there; give the whole path")
     store: StoreServer | str = settings.store.url or os.environ.get("REDIS_URL", "")
     if isinstance(store, str) and store:
         check_shared(settings.ray.node_ip, store)

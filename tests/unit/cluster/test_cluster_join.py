@@ -19,6 +19,7 @@ from cluster.join import (
     joinable,
     outward_ip,
 )
+from cluster.parts import parts_for
 from cluster.settings import BOOT_VARIABLE, Boot, GatewaySettings, RaySettings, Settings
 
 DOCUMENT = JoinDocument(
@@ -103,6 +104,16 @@ def test_a_folder_of_artifacts_must_be_shared(tmp_path):
         check_reachable(replace(here, artifacts_url=str(tmp_path)))
         with pytest.raises(OperatorError, match="is not there on this machine"):
             check_reachable(replace(here, artifacts_url=str(tmp_path / "not-mounted")))
+
+
+def test_a_head_whose_autoscaler_has_no_file_is_not_started(tmp_path, monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    file = tmp_path / "cluster.yaml"
+    settings = Settings(ray=RaySettings(autoscaling_config=str(file)))
+    with pytest.raises(OperatorError, match=r"ray\.autoscaling_config: .*cluster\.yaml is not there"):
+        parts_for(Home(tmp_path / "home"), settings)
+    file.write_text("")
+    assert parts_for(Home(tmp_path / "home"), settings).watch is None
 
 
 def test_the_address_of_this_machine_is_the_one_that_leads_to_the_head():
