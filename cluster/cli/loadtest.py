@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,7 @@ def loadtest(
     if baseline and find_max:
         raise click.UsageError("--baseline compares one scenario: leave out --find-max")
     out = out or Path(f"loadtest-{scenario.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    _check_writable(out)
     with aim(scenario, host, home, baseline, artifact) as aimed:
         if find_max:
             knee = _find(aimed, out, as_json)
@@ -139,7 +141,10 @@ def compare(a: Path, b: Path, out: Path | None, as_json: bool) -> None:
 
     found = compare_results(a, b)
     if out is not None:
-        comparison_page(found).write(out)
+        try:
+            comparison_page(found).write(out)
+        except OSError as error:
+            raise OperatorError(f"out: cannot write {out} ({error.strerror})") from None
     lines = [f"note: {warning}" for warning in found.warnings]
     table = [["", "A", "B", "B/A", "95 % interval", ""], *rows(found)]
     emit(asdict(found), as_json, "\n".join([*lines, _aligned(table)]))
@@ -292,6 +297,13 @@ def _aligned(rows: list[list[Any]]) -> str:
     return "\n".join(
         "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _check_writable(out: Path) -> None:
+    """Raises: OperatorError if the report could not be written: better before the load than after it."""
+    place = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OperatorError(f"out: cannot write {out}: {place} is not a folder that may be written to")
 
 
 def _need_extra() -> None:

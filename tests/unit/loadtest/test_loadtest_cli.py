@@ -61,6 +61,15 @@ def test_options_that_do_not_go_together_are_refused(arguments):
     assert call("--model", "m", *arguments).exit_code == 2
 
 
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_sent(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "report"
+    result = call("--host", "http://127.0.0.1:1", "--model", "m", "--out", str(out))
+    assert isinstance(result.exception, OperatorError) and "file is not a folder" in result.exception.message
+    fine = call("--host", "http://127.0.0.1:1", "--model", "m", "--out", str(tmp_path / "a" / "b"))
+    assert "nothing answers" in fine.exception.message and not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("missed", 1), ("invalid", 2)])
 def test_the_exit_code_is_the_verdict(monkeypatch, tmp_path, status, code):
     from dataclasses import replace
