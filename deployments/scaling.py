@@ -17,7 +17,7 @@ from typing import Any
 from cluster.documents import DeploySettings
 from cluster.policy.load import Load, ReplicaLoad, load_of
 from cluster.policy.scale import Memory, ScalePolicy
-from deployments.notes import NOTE_EVERY_S, Note, write_note
+from deployments.notes import NOTE_EVERY_S, NOTE_VALID_S, Note, read_notes, write_note
 
 log = logging.getLogger("ray.serve")
 
@@ -27,28 +27,47 @@ _FIELDS = tuple(field.name for field in fields(ReplicaLoad))
 class ServeScale:
     """A Serve custom autoscaling policy around `ScalePolicy`; it keeps the policy's memory between calls.
 
-    `granted` bounds the count where others need the resources; the policy reckons with its own `max_replicas`.
+    `granted` bounds the count where others need the resources; the policy reckons with its own `max_replicas`, and with
+    what it wanted instead of what it was granted: else it would want no more than that as soon as load falls for a
+    moment, the bound would go, and come back with the next burst.
     """
 
     def __init__(self, granted: int = 0, **policy: float) -> None:
         self._policy = ScalePolicy(**policy)  # type: ignore[arg-type]
+        self._bounded = granted > 0
         self._granted = granted or self._policy.max_replicas
         self._memory = Memory()
-        self._note = Note(0)
+        self._note: Note | None = None
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        verdict = self._policy.decide(load_from(ctx), self._memory, time.monotonic())
+        load = load_from(ctx)
+        if self._note is None:
+            self._note = self._noted(ctx.app_name)
+        if self._bounded and load.target:
+            load = replace(load, target=max(load.target, min(self._note.wants, self._policy.max_replicas)))
+        verdict = self._policy.decide(load, self._memory, time.monotonic())
         self._memory = verdict.memory
         replicas = min(verdict.replicas, self._granted)
         changed = self._note.changed
         if replicas != ctx.target_num_replicas:
             changed = f"{ctx.target_num_replicas} -> {replicas}: {verdict.reason}"
             log.info("scale %s: %s", ctx.app_name, changed)
-        self._write(ctx.app_name, Note(verdict.replicas, changed, time.time()))
+        self._write(ctx.app_name, self._note, Note(verdict.replicas, changed, time.time()))
         return replicas, {"reason": verdict.reason}
 
-    def _write(self, app: str, note: Note) -> None:
-        last = self._note
+    def _noted(self, app: str) -> Note:
+        """What was wanted before the bound was set: with every change of it Serve makes a new object of this class."""
+        if self._bounded:
+            try:
+                note = read_notes((app,)).get(app)
+            except Exception:  # a decision must not fail for this
+                log.exception("the last decision for %s could not be read", app)
+            else:
+                if note is not None and time.time() - note.at_s <= NOTE_VALID_S:
+                    return replace(note, at_s=0.0)
+        return Note(0)
+
+    def _write(self, app: str, last: Note, note: Note) -> None:
         if replace(note, at_s=last.at_s) == last and note.at_s - last.at_s < NOTE_EVERY_S:
             return
         self._note = note

@@ -89,12 +89,30 @@ def test_serves_policy_scales_with_the_settings_of_the_version():
 def test_a_grant_bounds_what_is_asked_for_and_not_what_is_wanted(monkeypatch):
     notes = []
     monkeypatch.setattr("deployments.scaling.write_note", lambda app, note: notes.append((app, note)))
+    monkeypatch.setattr("deployments.scaling.read_notes", lambda apps: {})
     scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5), granted=1))
     assert scale(context())[0] == 1
     [(app, note)] = notes
     assert (app, note.wants) == ("model:m:1", 3) and note.changed.startswith("2 -> 1: up: ")
     scale(context(target_num_replicas=1))
     assert len(notes) == 1  # nothing new, and not long ago
+
+
+def test_what_is_wanted_outlasts_a_quiet_moment_and_a_new_bound(monkeypatch):
+    notes = {}
+    monkeypatch.setattr("deployments.scaling.write_note", notes.__setitem__)
+    monkeypatch.setattr(
+        "deployments.scaling.read_notes", lambda apps: {app: notes[app] for app in apps if app in notes}
+    )
+    arguments = policy_arguments(DeploySettings(min_replicas=1, max_replicas=5), granted=2)
+    quiet = context(aggregated_metrics={**context().aggregated_metrics, "rows_per_s": {"a": 10.0}, "backlog_rows": {}})
+    scale = ServeScale(**arguments)
+    assert scale(context())[0] == 2 and notes["model:m:1"].wants == 3
+    assert scale(quiet)[0] == 2 and notes["model:m:1"].wants == 3
+    assert ServeScale(**arguments)(quiet)[0] == 2 and notes["model:m:1"].wants == 3
+    assert (
+        ServeScale(**policy_arguments(DeploySettings(max_replicas=5)))(quiet)[0] == 2
+    )  # unbound, it has what it wants
 
 
 def test_before_any_report_the_target_is_kept():
