@@ -57,7 +57,9 @@ class JsonForms:
         before, behind = text[:start], text[at + len(values) :]
         if at < start or text[start:at].strip() or len(behind) > MAX_AROUND_BYTES:
             return
-        if _NAME in behind or b"\\" in before or b"\\" in behind:  # a field may be there twice, and the last one counts
+        if before.count(_NAME) > 1 or _NAME in behind:  # a field may be there twice, and which one counts is not known
+            return
+        if b"\\" in before or b"\\" in behind:  # and its name may be written with escapes
             return
         forms = self._forms.get(before)
         if forms is None:

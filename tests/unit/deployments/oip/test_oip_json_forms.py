@@ -114,6 +114,14 @@ def test_the_last_of_two_equal_fields_counts_also_the_next_time(behind: str) -> 
         assert np.frombuffer(request.data[0], "<f4").tolist() == [7, 7]
 
 
+def test_a_field_of_that_name_elsewhere_is_not_taken_for_the_values() -> None:
+    head = '{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data" :[1,2]}],"extra":{"data":'
+    codec = fresh()
+    for elsewhere in ("[1,2]", "[3,4]"):
+        request, _ = codec.decode((head + elsewhere + "}}").encode(), None, 0.0)
+        assert np.frombuffer(request.data[0], "<f4").tolist() == [1, 2]
+
+
 def test_text_beyond_the_limit_is_refused_though_its_form_is_known() -> None:
     codec = fresh()
     codec.decode(PLAIN, None, 0.0)
