@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
-.PHONY: install demo test test-unit lint bench sim scale-bench endurance clean
+.PHONY: install demo test test-suite test-frameworks test-unit lint bench sim scale-bench endurance clean
 
 install: $(VENV)/.installed
 
@@ -27,11 +27,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/prism demo $(if $(KEEP),--keep)
 
+# Beside each other: most of the suite waits for processes, most of the frameworks' tests compute.
 test: install env-tensorflow env-tensorrt-rtx
+	@$(MAKE) --no-print-directory -j2 test-suite test-frameworks
+
+test-suite: install
 	@$(BIN)/python -m pytest
-	@build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow \
-		tests/contract/test_contract_runtime.py tests/integration/test_integration_tensorflow.py
-	@build/env-tensorrt-rtx/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorrt_rtx
+
+# Its output comes at the end, so that it does not get between the suite's.
+test-frameworks: env-tensorflow env-tensorrt-rtx
+	@{ build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow \
+			tests/contract/test_contract_runtime.py tests/integration/test_integration_tensorflow.py && \
+		build/env-tensorrt-rtx/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorrt_rtx; \
+		} > build/test-frameworks.log 2>&1; ended=$$?; cat build/test-frameworks.log; exit $$ended
 
 # A heavy framework in an environment of its own, which sees everything that .venv has; kept until the pins change.
 env-%: build/env-%/.installed ;

@@ -109,7 +109,8 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
         console.print(f"{target} was not made: {reason}", highlight=False, soft_wrap=True)
     c = found.best.configuration
     console.print(
-        f"kept {c.target} at {out} (digest {found.artifact.digest[:12]}). After prism publish NAME:VERSION {out}:\n"
+        f"kept {c.target} at {out} (digest {found.artifact.digest[:12]}). To serve it:\n"
+        f"  prism publish NAME {out}\n"
         f"  prism deploy NAME:VERSION --cpus {c.threads} --batch-rows {c.max_rows}",
         highlight=False,
         soft_wrap=True,

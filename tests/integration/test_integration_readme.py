@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -41,15 +42,19 @@ def run(prism, folder, script):
 def test_the_readme_takes_a_model_of_ones_own_to_answers_and_back(prism, tmp_path):
     onnx.save(mlp_model(seed=1), tmp_path / "model.onnx")
     mlp_artifact(tmp_path / "better-artifact", seed=2)
-    setup, serve, steps, ask, second = blocks("README.md", "sh")
+    setup, serve, steps, ask, second, forms, replicas = blocks("README.md", "sh")
     assert "make demo" in setup
     assert "curl" in run(prism, tmp_path, serve)
     run(prism, tmp_path, "prism remove mine --force")
     assert '"inputs"' in run(prism, tmp_path, steps)
     assert '"outputs"' in run(prism, tmp_path, ask)
+    run(prism, tmp_path, "".join(line for line in replicas.splitlines(True) if "--gpus" not in line))
     run(prism, tmp_path, second)
     assert str(prism.store.read("mine").split) == "1=90,2=10"  # the promotion was rolled back
     run(prism, tmp_path, "prism remove mine --force")
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).standard_normal((64, 4)).astype("f4"))
+    run(prism, tmp_path, "".join(forms.splitlines(True)[:2]))
+    assert (tmp_path / "compare.html").exists()
 
 
 @pytest.mark.parametrize("file", ["cluster/README.md", "deployments/README.md"])
