@@ -66,8 +66,8 @@ def capacity_of(nodes: Iterable[NodeSeen], settings: Settings) -> dict[str, floa
     if settings.ray.autoscaling_config or settings.ray.grows:
         found = dict.fromkeys([*found, "CPU", "GPU", "memory"], UNLIMITED)
     for resource, limit in (("CPU", settings.limits.cpus), ("GPU", settings.limits.gpus)):
-        if limit:
-            found[resource] = limit
+        if limit:  # what is not there cannot be shared, also where a node has just gone
+            found[resource] = min(limit, found.get(resource, 0.0))
     return found
 
 

@@ -58,6 +58,11 @@ def test_a_cluster_has_what_its_nodes_have_or_what_the_operator_allows():
     assert capacity_of([], Settings()) == {}
 
 
+def test_a_limit_above_what_the_nodes_have_adds_nothing():
+    found = capacity_of([node()], Settings(limits=LimitSettings(cpus=64, gpus=2)))
+    assert found["CPU"] == 4.0 and found["GPU"] == 0.0
+
+
 def test_a_cluster_that_grows_is_bounded_by_what_the_operator_allows_only():
     for ray in (RaySettings(autoscaling_config="cluster.yaml"), RaySettings(grows=True)):
         found = capacity_of([node()], Settings(ray=ray, limits=LimitSettings(gpus=3)))
