@@ -28,10 +28,10 @@ from loadtest.result import LoadResult
 from loadtest.samples import COLUMNS, Samples
 from loadtest.scaling_live import SLOW, row_seconds
 
-LOAD = 0.3  # of what one core computes, on average; three times that in a burst
+LOAD = 0.2  # of what one core computes, on average; three times that in a burst
 SETTINGS = {"ray": {"num_cpus": 2}}
 REPLICA = ("--cpus", "0.6", "--memory", "0", "--min", "1", "--max", "3")  # three find room, of the six that may be
-SCALING = ("--utilisation", "0.4", "--objective-ms", "250", "--down-after", "30")
+SCALING = ("--utilisation", "0.25", "--objective-ms", "250", "--down-after", "30")
 MODELS = {"urgent": ("--priority", "1", "--weight", "2"), "patient": ("--priority", "0", "--weight", "1")}
 VERDICTS = (0, 1, 2)  # exit codes of a load test that ran: kept, missed, invalid
 OUTSIDE = 0.01  # a second is outside the objective if more than this share of its requests were late or failed
