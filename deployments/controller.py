@@ -30,7 +30,7 @@ from deployments import applications as apps
 from deployments.nodes import Nodes, serve_seen
 from deployments.notes import read_notes
 from deployments.placing import Placing
-from deployments.sharing import capacity_of, claims_of, granted, with_grants, with_scaling
+from deployments.sharing import capacity_of, claims_of, granted, grows, with_grants, with_scaling
 
 log = logging.getLogger("ray.serve")
 
@@ -111,7 +111,9 @@ class Reconciler:
         before = self._before(documents, wanted)
         demands = {name: self._placing.demand(record, before.get(name)) for name, record in records.items()}
         notes = read_notes(wanted)
-        claims = claims_of(documents, records, demands, notes, seen, time.time())
+        # What no node can take must not keep others from what it will never use; a node that can may still be added.
+        claimed = demands if grows(self._settings) else self._placing.possible(demands)
+        claims = claims_of(documents, records, claimed, notes, seen, time.time())
         grants = granted(wanted, claims, capacity_of(self._live.values(), self._settings))
         wanted = with_grants(wanted, grants)
         decided = plan(wanted, seen, self._memory, before, time.monotonic())

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from cluster.documents import VersionRecord, VersionStatus
 from cluster.policy.nodes import NodeSeen
-from cluster.policy.placement import Demand, NodeRoom, Unplaced, demand_of, explained, unplaced, uses_gpu
+from cluster.policy.placement import (
+    Demand,
+    NodeRoom,
+    Unplaced,
+    demand_of,
+    explained,
+    fits_some,
+    unplaced,
+    uses_gpu,
+)
 from converters.runtime import can_use_gpu
 
 
@@ -27,6 +36,10 @@ class Placing:
         """What one replica of a deployed version needs; `before`: what was reported of it last."""
         offered = any(room.total.get("GPU") for room in self._rooms) and can_use_gpu(record.format)
         return demand_of(record, uses_gpu(record, before, offered))
+
+    def possible(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
+        """Those of `demands` that a node there is now could take."""
+        return {name: demand for name, demand in demands.items() if fits_some(demand, self._rooms)}
 
     def explain(self, name: str, status: VersionStatus, demand: Demand, now_s: float) -> VersionStatus:
         """`status` of an application with what waits for a node and why."""

@@ -25,7 +25,7 @@ def claims_of(
     seen: Mapping[str, Seen],
     now_s: float,
 ) -> dict[str, Claim]:
-    """What each deployed version asks for, by application.
+    """What each deployed version of which `demands` tells asks for, by application.
 
     It wants what the policy said last (`notes`, written at Unix times); without a fresh word, what it has or the least
     it is to have.
@@ -35,15 +35,15 @@ def claims_of(
         stable = _stable(document)
         for version in document.versions:
             name = app_name(model, version)
-            record = records.get(name)
-            if record is None or record.deploy is None:
+            record, demand = records.get(name), demands.get(name)
+            if record is None or record.deploy is None or demand is None:
                 continue
             deploy, note, app = record.deploy, notes.get(name), seen.get(name)
             fresh = note is not None and now_s - note.at_s <= NOTE_VALID_S
             has = app.target if app is not None else max(1, deploy.min_replicas)
             claims[name] = Claim(
                 wants=note.wants if note is not None and fresh else has,
-                needs=demands[name].resources(),
+                needs=demand.resources(),
                 least=deploy.min_replicas,
                 most=deploy.max_replicas,
                 weight=deploy.weight,
@@ -51,6 +51,11 @@ def claims_of(
                 after=app_name(model, stable) if stable and stable != version else "",
             )
     return claims
+
+
+def grows(settings: Settings) -> bool:
+    """Whether nodes are added where replicas wait."""
+    return bool(settings.ray.autoscaling_config) or settings.ray.grows
 
 
 def capacity_of(nodes: Iterable[NodeSeen], settings: Settings) -> dict[str, float]:
@@ -63,7 +68,7 @@ def capacity_of(nodes: Iterable[NodeSeen], settings: Settings) -> dict[str, floa
     if not found:
         return {}
     # What is missing is added, as far as the operator allows.
-    if settings.ray.autoscaling_config or settings.ray.grows:
+    if grows(settings):
         found = dict.fromkeys([*found, "CPU", "GPU", "memory"], UNLIMITED)
     for resource, limit in (("CPU", settings.limits.cpus), ("GPU", settings.limits.gpus)):
         if limit:  # what is not there cannot be shared, also where a node has just gone

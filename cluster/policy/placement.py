@@ -123,6 +123,11 @@ def why_waiting(demand: Demand, nodes: Sequence[NodeRoom]) -> str:
     return f"no single node{where} has {wanted} free together"
 
 
+def fits_some(demand: Demand, nodes: Sequence[NodeRoom]) -> bool:
+    """Whether one of the nodes could take a replica if nothing else ran there."""
+    return any(_fits(demand, node.total) and selects(demand.on, node.labels) for node in nodes)
+
+
 @dataclass(frozen=True, slots=True)
 class Unplaced:
     """Replicas of one version that no node has taken yet, and since when some were (any monotonic clock)."""

@@ -71,3 +71,14 @@ def test_a_selected_node_type_is_waited_for():
     demand = place.demand(record(on={"ray.io/accelerator-type": "A100"}), None)
     status = place.explain("model:m:1", VersionStatus("1", "READY", replicas=1), demand, 5.0)
     assert status.reason == "2 replicas wait: no node has accelerator-type=A100 (accelerator-type: T4)"
+
+
+def test_what_no_node_could_take_even_if_it_were_empty_is_told_apart():
+    places = Placing()
+    places.look([node("a", labels={"zone": "x"}), node("b", draining=True, labels={"zone": "y"})], {}, 0.0)
+    demands = {
+        "fits": Demand(4.0, on={"zone": "x"}),
+        "too large": Demand(5.0),
+        "on a node that drains": Demand(1.0, on={"zone": "y"}),
+    }
+    assert list(places.possible(demands)) == ["fits"]

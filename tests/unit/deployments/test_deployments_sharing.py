@@ -46,6 +46,12 @@ def test_others_come_after_the_version_with_most_traffic_or_the_label_stable():
     assert (labelled["model:m:1"].after, labelled["model:m:2"].after) == ("model:m:2", "")
 
 
+def test_a_version_that_no_node_can_take_claims_nothing():
+    found = document(record("1"), record("2"))
+    records = {f"model:m:{version}": r for version, r in found.versions.items()}
+    assert list(claims_of({"m": found}, records, {"model:m:2": Demand()}, {}, {}, NOW_S)) == ["model:m:2"]
+
+
 def node(**changes):
     given = {"total": {"CPU": 4.0, "memory": 8e9}}
     return NodeSeen("n", "127.0.0.1", "n", **{**given, **changes})
