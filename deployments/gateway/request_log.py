@@ -91,11 +91,19 @@ class RequestLog:
                 descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 with os.fdopen(descriptor, "ab", buffering=0) as stream:
                     stream.write(raw)  # in one piece, so that lines of several processes do not mix
-                    large = stream.tell() > MAX_FILE_BYTES
-                if large:
+                    full = stream.tell() > MAX_FILE_BYTES and _is_still(self._file, descriptor)
+                if full:
                     self._file.replace(self._file.with_name(self._file.name + ".1"))
                 self._failed = False
             except OSError as error:
                 if not self._failed:
                     logger.warning("request_log_failed: %s: %s", self._file, error.strerror)
                 self._failed = True
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    """Whether `file` is what was opened; another process may have renamed it since, and begun a new one."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False

@@ -62,6 +62,29 @@ def test_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert max(int(line["request_id"]) for f in files for line in lines(f)) == 49
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_file_that_another_process_has_just_renamed_is_not_replaced_by_the_one_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: bool
+):
+    monkeypatch.setattr(request_log, "MAX_FILE_BYTES", 10)
+    file = tmp_path / "r"
+    opening = request_log.os.open
+
+    def opened(path: Path, *arguments: int) -> int:
+        descriptor = opening(path, *arguments)
+        path.rename(tmp_path / "r.1")
+        if begun:
+            path.write_text("{}\n")
+        return descriptor
+
+    monkeypatch.setattr(request_log.os, "open", opened)
+    log = RequestLog(file, 1.0)
+    log.note(status=200, request_s=0.0, model="m")
+    log.flush()
+    assert len(lines(tmp_path / "r.1")) == 1 and lines(tmp_path / "r.1")[0] != {}
+    assert file.exists() == begun and not caplog.records
+
+
 def test_several_writers_do_not_mix_their_lines(tmp_path: Path):
     logs = [RequestLog(tmp_path / "r", 1.0, f"g{n}") for n in range(4)]
 
