@@ -87,7 +87,7 @@ class InferCodec:
                 head = bytes(head)
             known = self._templates.get(head)
             if known is None and (named := _ID.match(head)) is not None:
-                known = self._templates.get(head[named.end() :])
+                known = self._templates.get(b"{" + head[named.end() :])
                 if known is not None:
                     id = named[1].decode()
             template = known or self._parse(head)
@@ -146,7 +146,7 @@ class InferCodec:
             key = bytes(head)
             named = _ID.match(key)
             if named is not None and header.id == named[1].decode():
-                key, template = key[named.end() :], replace(template, id="")
+                key, template = b"{" + key[named.end() :], replace(template, id="")
             elif header.id:
                 return template
             self._templates[key] = template

@@ -500,3 +500,14 @@ def test_commas_and_quotes_in_text_are_no_values() -> None:
     text = json.dumps([',"' * 20_000, "\\" * 9999]).encode()
     data = tensor_from_json(text, TensorSpec("x", "BYTES", (ANY, 2)), (1, 2), "f")
     assert decode_strings(data, 2).tolist() == [b',"' * 20_000, b"\\" * 9999]
+
+
+def test_a_header_whose_beginning_is_missing_is_refused_though_the_rest_is_known() -> None:
+    codec = codec_of((X,))
+    said = tensor(parameters={"binary_data_size": 12})
+    del said["data"]
+    rest = json.dumps({"inputs": [said]}, separators=(",", ":")).encode()[1:]
+    raw = np.arange(3, dtype="<f4").tobytes()
+    for head in (b'{"id":"a",' + rest, b'{"id":"b",' + rest, b"{" + rest):
+        assert floats(codec.decode(head + raw, len(head), 0.0)[0].data[0]) == [0, 1, 2]
+    assert "JSON" in refusal(rest + raw, len(rest), codec)
