@@ -7,6 +7,7 @@ A `.keras` file is configuration and weights. Keras' safe mode builds nothing fr
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from cluster.errors import ConversionFailed
 from converters.candidate import Candidate, Case, Options, Say
 from converters.interface import write_order
 from converters.onnx_failures import brief
-from converters.tensorflow_source import FOLDER, as_found
+from converters.tensorflow_source import FOLDER, MAX_MODEL_BYTES, as_found, refuse_effects
 from converters.tf_runtime import GRAPH_FILE, describe_model
 
 
@@ -36,6 +37,8 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     except Exception as error:
         raise ConversionFailed(f"Keras cannot export this model: {brief(error)}") from None
     path = folder / GRAPH_FILE
+    if not options.trust_pickle:
+        refuse_effects(path)
     inputs, outputs = describe_model(path)
     by_name = {spec.name for spec in inputs}
     names = [name for name in _names(model) if name in by_name]
@@ -60,6 +63,13 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
 def load(path: Path, trusted: bool) -> Any:
     """The model in a `.keras` file. Raises: ConversionFailed if it is damaged, or would run code of its own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ConversionFailed(f"{path.name}: Keras cannot load it: {brief(error)}") from None
+    if size > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_MODEL_BYTES} bytes")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=not trusted)
     except Exception as error:

@@ -30,6 +30,10 @@ _EFFECTS = {
     *("TFRecordReaderV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineDataset"),
     *("TFRecordDataset", "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "SqlDataset", "SaveDataset"),
     *("SaveDatasetV2", "LoadDataset", "DebugIdentity", "DebugIdentityV2", "XlaLaunch", "Send", "Recv"),
+    *("ImmutableConst", "DecodeProtoV2", "EncodeProto", "LMDBReader", "LMDBDataset", "CSVDataset", "CSVDatasetV2"),
+    *("CacheDataset", "CacheDatasetV2", "SnapshotDataset", "SnapshotDatasetV2", "DatasetToTFRecord", "Save"),
+    *("CreateSummaryDbWriter", "ImportEvent", "DebugNanCount", "DebugNumericSummary", "DebugNumericSummaryV2"),
+    *("DataServiceDataset", "FileSystemSetConfiguration"),
     *("RemoteCall", "RpcCall", "SaveSlices", "CreateSummaryFileWriter", "WriteSummary", "DumpTensor"),
 }
 
@@ -42,11 +46,7 @@ def convert_saved_model(candidate: Candidate, work: Path, options: Options, say:
     from converters.tf_runtime import GRAPH_FILE, describe_model
 
     say("checking the SavedModel")
-    files = [file for file in candidate.path.rglob("*") if not file.is_dir()]
-    if any(not file.resolve().is_relative_to(candidate.path.resolve()) for file in files):
-        raise ConversionFailed(f"{candidate.path.name}: it holds a link out of its folder")
-    if sum(file.stat().st_size for file in files) > MAX_MODEL_BYTES:
-        raise ConversionFailed(f"{candidate.path.name}: more than {MAX_MODEL_BYTES} bytes")
+    check_folder(candidate.path)
     if not options.trust_pickle:
         refuse_effects(candidate.path / GRAPH_FILE)
     folder = work / FOLDER
@@ -59,6 +59,8 @@ def convert_tflite(candidate: Candidate, work: Path, options: Options, say: Say)
     """The same TFLite file, checked and copied, to be compared with itself. Raises: ConversionFailed."""
     say("checking the TFLite file")
     path = work / "model.tflite"
+    if candidate.path.stat().st_size > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{candidate.path.name}: more than {MAX_MODEL_BYTES} bytes")
     shutil.copyfile(candidate.path, path)
     inputs, _ = describe(path, "tflite")
     return as_found(replace(candidate, path=path, format="tflite", folder=work), inputs, options)
@@ -92,6 +94,21 @@ def with_cases(candidate: Candidate, inputs: Specs, options: Options, batched: b
         f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "
         "give --sample data.npz or --input name:DTYPE:N,..."
     )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises: ConversionFailed if copying the folder would copy what is not in it, or more than may be read."""
+    root = folder.resolve()
+    total = 0
+    for entry in folder.rglob("*"):
+        if not entry.resolve().is_relative_to(root) or (entry.is_symlink() and entry.is_dir()):
+            raise ConversionFailed(f"{folder.name}: it holds a link out of its folder, or to a folder: {entry.name}")
+        if entry.is_file():
+            total += entry.stat().st_size
+        elif not entry.is_dir():
+            raise ConversionFailed(f"{folder.name}: {entry.name} is neither a file nor a folder")
+    if total > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{folder.name}: more than {MAX_MODEL_BYTES} bytes")
 
 
 def refuse_effects(graph_file: Path) -> None:

@@ -25,6 +25,7 @@ MAX_CODE_BYTES = 256 << 20
 # aten::from_file and aten::save reach files; rpc_*, remote and to_here other processes.
 _REACHES_OUT = re.compile(r"\b(from_file|save|load|rpc_\w+|remote|to_here|__torch__\.torch\.classes\.\w+)\b")
 _NAMESPACE = re.compile(r"\bops\.(\w+)\.")
+_OLD_INDEX = "model.json"  # names the members that hold an old archive's code
 _PLAIN_NAMESPACES = {"aten", "prim", "prims", "torchvision"}
 
 
@@ -51,11 +52,18 @@ def _check(path: Path, trusted: bool) -> None:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
                 raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
-            code = [m for m in members if m.filename.partition("/")[2].startswith("code/") and m.file_size]
+            # torch finds members whatever their case.
+            inner = {member: member.filename.partition("/")[2].lower() for member in members}
+            code = [member for member, name in inner.items() if name.startswith("code/") and member.file_size]
             if sum(member.file_size for member in code) > MAX_CODE_BYTES:
                 raise ConversionFailed(f"{path.name}: its code has more than {MAX_CODE_BYTES} bytes")
             if trusted:
                 return
+            if _OLD_INDEX in inner.values():
+                raise ConversionFailed(
+                    f"{path.name}: an archive of torch before 1.4, whose code may be anywhere in it; --trust-pickle "
+                    "loads it all the same"
+                )
             for member in code:
                 found = unsafe(archive.read(member).decode("utf-8", errors="replace"))
                 if found:
