@@ -97,14 +97,16 @@ def optimize(
         if not made:
             raise ConversionFailed(f"nothing could be converted: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
         profiles = _profiles(made, counts, options, say)
+        failed |= {name: "it cannot be run here, so it was not measured" for name in made if name not in profiles}
         say("simulating")
         results = simulate(made, profiles, objective, options.device)
         best = choose(results)
         why = reasons(results, best, objective)
         if best is None:
-            texts = "; ".join(f"{c.target}, {c.threads} threads: {text}" for c, text in _briefly(results, why))
+            lost = [f"{c.target}, {c.threads} threads: {text}" for c, text in _briefly(results, why)]
+            texts = "; ".join((*lost, *(f"{name}: {text}" for name, text in failed.items())))
             raise ConversionFailed(f"no configuration holds {objective}: {texts}")
-        quality = {name: _quality(artifact) for name, artifact in made.items()}
+        quality = {name: _quality(artifact) for name, artifact in made.items() if name in profiles}
         decision = {
             "objective": str(objective),
             "serving": serving_of(best),
@@ -126,10 +128,10 @@ def simulate(
     objective: Objective,
     device: str,
 ) -> tuple[Result, ...]:
-    """Every configuration's result: targets, threads and measured batch sizes."""
+    """Every configuration's result: targets that were measured, threads and measured batch sizes."""
     found = []
     for target, artifact in made.items():
-        for count, profile in profiles[target].items():
+        for count, profile in profiles.get(target, {}).items():
             curve = CostCurve.of({int(rows): float(s) for rows, s in profile["seconds_by_rows"].items()})
             for rows in batch_sizes(curve, artifact.manifest.signature.max_rows):
                 found.append(evaluate(Configuration(target, count, rows), curve, objective))

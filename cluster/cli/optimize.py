@@ -106,7 +106,7 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
         )
     console.print(table)
     for target, reason in found.failed.items():
-        console.print(f"{target} was not made: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"{target} was left out: {reason}", highlight=False, soft_wrap=True)
     c = found.best.configuration
     console.print(
         f"kept {c.target} at {out} (digest {found.artifact.digest[:12]}). To serve it:\n"

@@ -15,6 +15,7 @@ from converters.objective import (
     parse_objective,
     reasons,
 )
+from converters.optimize import simulate
 
 FLAT = CostCurve.of({1: 0.004, 2: 0.0042, 4: 0.0046, 8: 0.005})  # a batch costs hardly more than a row
 STEEP = CostCurve.of({1: 0.004, 2: 0.008, 4: 0.016, 8: 0.032})  # batching buys nothing
@@ -85,3 +86,7 @@ def test_the_same_configuration_gives_the_same_result(monkeypatch):
     monkeypatch.setattr(objective, "HALVINGS", 3)
     configuration = Configuration("onnx", 1, 4)
     assert evaluate(configuration, FLAT, P99) == evaluate(configuration, FLAT, P99)
+
+
+def test_a_target_that_could_not_be_measured_has_no_result():
+    assert simulate({"tensorrt": object()}, {}, P99, "gpu") == ()
