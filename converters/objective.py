@@ -8,7 +8,6 @@ model's time is counted: what a gateway spends on a request is the same for all 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from cluster.costs import CostCurve
 from cluster.errors import InvalidRequest
+from cluster.latency import LatencyBound, latency_bound
 from cluster.policy.batch import BatchPolicy
 from cluster.sim.path import Path, PathSettings
 
@@ -28,27 +28,13 @@ HALVINGS = 7
 MARGIN = 0.05
 LEAST_SHARE = 0.02  # of the greatest throughput; a configuration that fails at this rate always fails
 
-_OBJECTIVE = re.compile(r"\s*p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)\s*\Z")
-_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """`percentile` percent of requests are answered within `limit_s`."""
-
-    percentile: float
-    limit_s: float
-
-    def __str__(self) -> str:
-        return f"p{self.percentile:g} < {self.limit_s * 1e3:g} ms"
-
-
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str) -> LatencyBound:
     """`p99<20ms`. Raises: InvalidRequest."""
-    match = _OBJECTIVE.match(text)
-    if not match or not float(match[1]) or not float(match[2]):
+    bound = latency_bound(text)
+    if bound is None:
         raise InvalidRequest(f"objective: expected a percentile and a time, as p99<20ms, got {text!r}")
-    return Objective(float(match[1]), float(match[2]) * _UNITS[match[3]])
+    return bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +83,7 @@ def batch_sizes(curve: CostCurve, max_rows: int) -> tuple[int, ...]:
     return tuple(rows for rows in curve.rows if rows <= max_rows) or (1,)
 
 
-def evaluate(configuration: Configuration, curve: CostCurve, objective: Objective, seed: int = 0) -> Result:
+def evaluate(configuration: Configuration, curve: CostCurve, objective: LatencyBound, seed: int = 0) -> Result:
     """The highest rate within the objective, found by halving between none and the greatest throughput.
 
     Every configuration meets the same arrivals, scaled to the rate, so that differences are not those of chance.
@@ -119,7 +105,7 @@ def evaluate(configuration: Configuration, curve: CostCurve, objective: Objectiv
     return Result(configuration, low, low_latency, one_row_s)
 
 
-def percentile_at(rate: float, max_rows: int, curve: CostCurve, objective: Objective, seed: int) -> float:
+def percentile_at(rate: float, max_rows: int, curve: CostCurve, objective: LatencyBound, seed: int) -> float:
     """The objective's percentile of latency, in seconds, at `rate` requests per second; inf where requests fail."""
     draw = np.random.default_rng(seed)
     requests = int(np.clip(rate * objective.limit_s * LIMITS, LEAST_REQUESTS, MOST_REQUESTS))
@@ -141,12 +127,12 @@ def choose(results: Sequence[Result]) -> Result | None:
     return next((r for r in results if r.rate > 0 and r.rate_per_thread >= best * (1 - MARGIN)), None)
 
 
-def reasons(results: Sequence[Result], best: Result | None, objective: Objective) -> Mapping[Configuration, str]:
+def reasons(results: Sequence[Result], best: Result | None, objective: LatencyBound) -> Mapping[Configuration, str]:
     """Why each configuration was kept or lost."""
     return {result.configuration: _reason(result, best, objective) for result in results}
 
 
-def _reason(result: Result, best: Result | None, objective: Objective) -> str:
+def _reason(result: Result, best: Result | None, objective: LatencyBound) -> str:
     if result.rate == 0:
         if result.one_row_s > objective.limit_s:
             return f"one row alone takes {result.one_row_s * 1e3:.3g} ms"

@@ -16,12 +16,12 @@ from typing import Any
 from cluster.artifact import PROFILE, Artifact, hash_files, write_manifest
 from cluster.costs import CostCurve
 from cluster.errors import ConversionFailed
+from cluster.latency import LatencyBound
 from converters.build import convert_what_works, workplace
 from converters.candidate import Options, Say
 from converters.formats import Format
 from converters.objective import (
     Configuration,
-    Objective,
     Result,
     batch_sizes,
     choose,
@@ -74,7 +74,7 @@ def candidates(options: Options) -> tuple[str, ...]:
 def optimize(
     source: Path,
     out: Path,
-    objective: Objective,
+    objective: LatencyBound,
     options: Options,
     say: Say,
     targets: Sequence[str] = (),
@@ -125,7 +125,7 @@ def optimize(
 def simulate(
     made: Mapping[str, Artifact],
     profiles: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    objective: Objective,
+    objective: LatencyBound,
     device: str,
 ) -> tuple[Result, ...]:
     """Every configuration's result: targets that were measured, threads and measured batch sizes."""

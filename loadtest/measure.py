@@ -10,8 +10,9 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.latency import LatencyBound
 from loadtest.arrivals import Times
-from loadtest.objective import LatencyBound, Objective
+from loadtest.objective import Objective
 from loadtest.samples import Outcome, Samples
 from loadtest.schedule import Window
 

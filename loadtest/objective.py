@@ -8,21 +8,9 @@ from dataclasses import dataclass
 from math import ceil, log
 
 from cluster.errors import InvalidRequest
+from cluster.latency import LatencyBound, latency_bound
 
-_LATENCY = re.compile(r"p(\d{1,2}(?:\.\d+)?)\s*<\s*(\d+(?:\.\d+)?)\s*(us|ms|s)\Z")
 _ERRORS = re.compile(r"errors\s*(<=?)\s*(\d+(?:\.\d+)?)\s*%\Z")
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyBound:
-    """At least `percentile` percent of answers take less than `limit_s` seconds."""
-
-    percentile: float
-    limit_s: float
-
-    def __str__(self) -> str:
-        return f"p{self.percentile:g}<{self.limit_s * 1e3:g}ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +30,15 @@ class Objective:
         share = 0.0
         for bound in bounds.split(",") if isinstance(bounds, str) else bounds:
             text = bound.strip()
-            if found := _LATENCY.match(text):
-                latency.append(LatencyBound(float(found[1]), float(found[2]) * _UNIT_S[found[3]]))
+            if (limit := latency_bound(text)) is not None:
+                latency.append(limit)
             elif found := _ERRORS.match(text):
                 share = float(found[2]) / 100
             else:
-                raise InvalidRequest(f"{path}: expected bounds such as p99<50ms or errors<0.1%, got {text!r}")
-        if any(not 0 < bound.percentile < 100 or bound.limit_s <= 0 for bound in latency):
-            raise InvalidRequest(f"{path}: percentiles lie between 0 and 100, and limits above 0")
+                raise InvalidRequest(
+                    f"{path}: expected bounds such as p99<50ms or errors<0.1%, with percentiles and limits above 0, "
+                    f"got {text!r}"
+                )
         return cls(tuple(latency), share)
 
     @property

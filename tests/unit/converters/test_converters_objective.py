@@ -4,10 +4,10 @@ import pytest
 
 from cluster.costs import CostCurve
 from cluster.errors import InvalidRequest
+from cluster.latency import LatencyBound
 from converters import objective
 from converters.objective import (
     Configuration,
-    Objective,
     Result,
     batch_sizes,
     choose,
@@ -19,7 +19,7 @@ from converters.optimize import simulate
 
 FLAT = CostCurve.of({1: 0.004, 2: 0.0042, 4: 0.0046, 8: 0.005})  # a batch costs hardly more than a row
 STEEP = CostCurve.of({1: 0.004, 2: 0.008, 4: 0.016, 8: 0.032})  # batching buys nothing
-P99 = Objective(99, 0.02)
+P99 = LatencyBound(99, 0.02)
 
 
 def result(target, rate, threads=1, one_row_s=0.001, rows=8):
@@ -27,10 +27,10 @@ def result(target, rate, threads=1, one_row_s=0.001, rows=8):
 
 
 def test_an_objective_is_a_percentile_and_a_time():
-    assert parse_objective("p99<20ms") == Objective(99, 0.02)
-    assert parse_objective(" p99.9 < 1.5 s") == Objective(99.9, 1.5)
+    assert parse_objective("p99<20ms") == LatencyBound(99, 0.02)
+    assert parse_objective(" p99.9 < 1.5 s") == LatencyBound(99.9, 1.5)
     assert parse_objective("p50<300us").limit_s == pytest.approx(3e-4)
-    assert str(Objective(99, 0.02)) == "p99 < 20 ms"
+    assert str(LatencyBound(99, 0.02)) == "p99<20ms"
 
 
 @pytest.mark.parametrize("text", ["", "20ms", "p99", "p99>20ms", "p100<1ms", "p0<1ms", "p99<0ms", "p99<20", "p99<2h"])
@@ -52,15 +52,15 @@ def test_no_rate_is_above_what_the_costs_allow():
 
 
 def test_a_tighter_objective_is_held_at_a_lower_rate():
-    tight = evaluate(Configuration("onnx", 1, 8), FLAT, Objective(99, 0.012))
-    loose = evaluate(Configuration("onnx", 1, 8), FLAT, Objective(99, 0.05))
+    tight = evaluate(Configuration("onnx", 1, 8), FLAT, LatencyBound(99, 0.012))
+    loose = evaluate(Configuration("onnx", 1, 8), FLAT, LatencyBound(99, 0.05))
     assert tight.rate < loose.rate
 
 
 def test_a_model_slower_than_the_objective_holds_at_no_rate():
-    found = evaluate(Configuration("onnx", 1, 8), FLAT, Objective(99, 0.003))
+    found = evaluate(Configuration("onnx", 1, 8), FLAT, LatencyBound(99, 0.003))
     assert found.rate == 0 and choose([found]) is None
-    assert reasons([found], None, Objective(99, 0.003)) == {found.configuration: "one row alone takes 4 ms"}
+    assert reasons([found], None, LatencyBound(99, 0.003)) == {found.configuration: "one row alone takes 4 ms"}
 
 
 def test_threads_count_as_hardware():
