@@ -7,7 +7,6 @@ model's own folder: https://onnx.ai/onnx/repo-docs/ExternalData.html
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -16,18 +15,16 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from cluster.artifact import sha256_of
 from cluster.errors import ConversionFailed
-from cluster.tensors import ANY, TensorSpec
+from cluster.tensors import ANY
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx_failures import brief
-from converters.proof import reference_from
 from converters.ranges import check_ranges, parse_ranges
-from converters.samples import cases_for
+from converters.source_cases import fixed_note, with_cases
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 INLINE_BYTES = 1_500_000_000  # protobuf messages end at 2 GiB
 MAX_MODEL_BYTES = 64 << 30
-FREE_SIZES = (16, 224, 1)  # tokens, pixels, anything
 
 _QUANTISED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
 
@@ -52,38 +49,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         notes=(*candidate.notes, *notes),
     )
     check_ranges(parse_ranges(options.dynamic), inputs)
-    given = options.sample or options.calibrate or options.inputs or options.dynamic
-    if given or not any(ANY in spec.shape[1:] for spec in inputs):  # sizes are stated, or none is free
-        return replace(found, cases=cases_for(inputs, options, batched))
-    return _with_guessed_sizes(found, inputs, options, batched)
-
-
-def _with_guessed_sizes(
-    candidate: Candidate, inputs: tuple[TensorSpec, ...], options: Options, batched: bool
-) -> Candidate:
-    """With random cases of a size that the model accepts in its free dimensions, which nobody stated."""
-    failure = ""
-    for size in FREE_SIZES:
-        trial = replace(candidate, cases=cases_for(inputs, options, batched, free=size)[:1])
-        try:
-            reference_from(trial, options)
-        except ConversionFailed as error:
-            failure = error.message
-            continue
-        note = f"free dimensions other than rows were tried with {size}; --sample or --input states real sizes"
-        cases = cases_for(inputs, options, batched, free=size)
-        return replace(candidate, cases=cases, notes=(*candidate.notes, note))
-    raise ConversionFailed(
-        f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "
-        "give --sample data.npz or --input name:DTYPE:N,..."
-    )
-
-
-def fixed_note(inputs: tuple[TensorSpec, ...]) -> str:
-    """Why requests to this model cannot share a call."""
-    spec = next(spec for spec in inputs if not spec.shape or spec.shape[0] != ANY)
-    size = f"dimension 0 of {spec.name} is fixed to {spec.shape[0]}" if spec.shape else f"{spec.name} is a scalar"
-    return f"{size}: requests are not batched"
+    return with_cases(found, inputs, options, batched)
 
 
 def read(path: Path) -> onnx.ModelProto:

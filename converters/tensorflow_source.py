@@ -14,11 +14,9 @@ from cluster.errors import ConversionFailed
 from cluster.tensors import ANY
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
-from converters.onnx_file import FREE_SIZES, fixed_note
-from converters.proof import reference_from
 from converters.ranges import check_ranges, parse_ranges
 from converters.runtime import Specs
-from converters.samples import cases_for
+from converters.source_cases import fixed_note, with_cases
 
 FOLDER = "saved_model"
 MAX_MODEL_BYTES = 64 << 30
@@ -73,27 +71,6 @@ def as_found(candidate: Candidate, inputs: Specs, options: Options) -> Candidate
     notes = () if batched or options.max_rows == 1 else (fixed_note(inputs),)
     found = replace(candidate, notes=(*candidate.notes, *notes))
     return with_cases(found, inputs, options, batched)
-
-
-def with_cases(candidate: Candidate, inputs: Specs, options: Options, batched: bool) -> Candidate:
-    """With the user's cases, or random ones of a size that the model accepts where nobody stated any."""
-    given = options.sample or options.calibrate or options.inputs or options.dynamic
-    if given or not any(ANY in spec.shape[1:] for spec in inputs):
-        return replace(candidate, cases=cases_for(inputs, options, batched))
-    failure = ""
-    for size in FREE_SIZES:
-        cases = cases_for(inputs, options, batched, free=size)
-        try:
-            reference_from(replace(candidate, cases=cases[:1]), options)
-        except ConversionFailed as error:
-            failure = error.message
-            continue
-        note = f"free dimensions other than rows were tried with {size}; --sample or --input states real sizes"
-        return replace(candidate, cases=cases, notes=(*candidate.notes, note))
-    raise ConversionFailed(
-        f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "
-        "give --sample data.npz or --input name:DTYPE:N,..."
-    )
 
 
 def check_folder(folder: Path) -> None:
