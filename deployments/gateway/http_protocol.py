@@ -79,6 +79,7 @@ class GatewayProtocol(Receiving):
         if self._receiving is not None:
             self.inference.hold(self._receiving, 0)
             self._receiving = None
+        self._parsed = None  # after an error in the parser it leads back here
         self._abandon_queue()
         super().connection_lost(exc)
 
