@@ -6,21 +6,24 @@ manifest is: locally a whole folder is renamed into place, remotely the manifest
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cluster.artifact import MANIFEST, Artifact
-from cluster.errors import ArtifactCorrupt, InvalidRequest, OperatorError, ServingError, StoreUnavailable
+from cluster.derived import DerivedFiles
+from cluster.errors import ArtifactCorrupt, InvalidRequest
+from cluster.storage import (
+    MAX_BYTES,
+    MAX_FILES,
+    check_digest,
+    copy_file,
+    explained,
+    filesystem,
+    local_path,
+    place,
+    require_space,
+)
 
-MAX_FILES = 10_000
-MAX_BYTES = 1 << 40
 MAX_MANIFEST_BYTES = 16 << 20
-_CHUNK_BYTES = 4 << 20
 
 
 class ArtifactStore:
@@ -29,6 +32,11 @@ class ArtifactStore:
     def __init__(self, url: str, cache: Path) -> None:
         self._url = url
         self._cache = cache
+
+    @property
+    def derived(self) -> DerivedFiles:
+        """What machines have made of these artifacts for themselves."""
+        return DerivedFiles(self._url, self._cache)
 
     def put(self, artifact: Artifact) -> str:
         """The URI `artifact` is kept at from now on: a path, or a URL below the store's.
@@ -40,12 +48,16 @@ class ArtifactStore:
         folder = local_path(self._url)
         if folder is not None:
             target = folder.absolute() / artifact.digest
-            with _explained(self._url):
-                _place(target, artifact.digest, lambda temporary: _copy_local(artifact, names, temporary))
+            with explained(self._url):
+                place(
+                    target,
+                    lambda folder: _is_whole(folder, artifact.digest),
+                    lambda temporary: _copy_local(artifact, names, temporary),
+                )
             return str(target)
         uri = f"{self._url.rstrip('/')}/{artifact.digest}"
-        with _explained(self._url):
-            fs, root = _filesystem(uri)
+        with explained(self._url):
+            fs, root = filesystem(uri)
             if fs.exists(f"{root}/{MANIFEST}") and all(
                 fs.exists(f"{root}/{name}") and fs.size(f"{root}/{name}") == (artifact.path / name).stat().st_size
                 for name in names
@@ -70,11 +82,14 @@ class ArtifactStore:
             if not (folder / MANIFEST).is_file():
                 raise ArtifactCorrupt(f"{uri}: no artifact is there (no {MANIFEST})")
             return folder
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise InvalidRequest(f"digest: expected a SHA-256 in hex, got {digest!r}")
+        check_digest(digest)
         target = self._cache / digest
-        with _explained(uri):
-            _place(target, digest, lambda temporary: _download(uri, digest, temporary))
+        with explained(uri):
+            place(
+                target,
+                lambda folder: _is_whole(folder, digest),
+                lambda temporary: _download(uri, digest, temporary),
+            )
         return target
 
     def verified(self, uri: str, digest: str) -> Artifact:
@@ -98,45 +113,12 @@ def size_bytes(artifact: Artifact) -> int:
         raise ArtifactCorrupt(f"{error.filename}: {error.strerror}") from None
 
 
-def local_path(url: str) -> Path | None:
-    """The folder `url` means, or None if it is somewhere else than in the local file system."""
-    if url.startswith("file://"):
-        return Path(url.removeprefix("file://"))
-    return None if "://" in url else Path(url)
-
-
 def _names(artifact: Artifact) -> list[str]:
     """The artifact's own files. Whatever else lies in its directory is not part of it."""
     names = sorted({*artifact.manifest.files, MANIFEST})
     if len(names) > MAX_FILES:
         raise InvalidRequest(f"artifact: at most {MAX_FILES} files, {artifact.path} has {len(names)}")
     return names
-
-
-def _place(target: Path, digest: str, fill: Any) -> None:
-    """Make `target` a whole artifact with `digest`, once: `fill` a folder beside it and rename that.
-
-    Several processes may do this at the same time; the first one's folder stays.
-    """
-    if _is_whole(target, digest):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{digest[:16]}-{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        if not _is_whole(temporary, digest):
-            raise ArtifactCorrupt(f"{target}: what was copied does not match the manifest; the source was changed")
-        if target.exists() and not _is_whole(target, digest):
-            target.rename(target.parent / f".damaged-{uuid.uuid4().hex}")
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not _is_whole(target, digest):
-                raise
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
@@ -151,19 +133,14 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def _copy_local(artifact: Artifact, names: list[str], into: Path) -> None:
-    _require_space(into, size_bytes(artifact))
+    require_space(into, size_bytes(artifact))
     for name in names:
-        target = into / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (artifact.path / name).open("rb") as source, target.open("xb") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK_BYTES)
-            copy.flush()
-            os.fsync(copy.fileno())
+        copy_file(artifact.path / name, into / name)
 
 
 def _download(uri: str, digest: str, into: Path) -> None:
     """Fetch the manifest, believe it only if `digest` is its own, then fetch the files it names and no others."""
-    fs, root = _filesystem(uri)
+    fs, root = filesystem(uri)
     if not fs.exists(f"{root}/{MANIFEST}"):
         raise ArtifactCorrupt(f"{uri}: no artifact is there (no {MANIFEST})")
     if fs.size(f"{root}/{MANIFEST}") > MAX_MANIFEST_BYTES:
@@ -179,43 +156,7 @@ def _download(uri: str, digest: str, into: Path) -> None:
     total = sum(fs.size(f"{root}/{name}") for name in names)
     if total > MAX_BYTES:
         raise ArtifactCorrupt(f"{uri}: {total} bytes, more than {MAX_BYTES}")
-    _require_space(into, total)
+    require_space(into, total)
     for name in names:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         fs.get_file(f"{root}/{name}", str(into / name))
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OperatorError(f"{folder.parent}: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    fs, root = url_to_fs(uri)
-    return fs, str(root).rstrip("/")
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """What a file system raises, of which there are many, as our own errors."""
-    try:
-        yield
-    except ServingError:
-        raise
-    except ImportError as error:
-        raise OperatorError(f"artifacts at {url}: a package is missing: {error}") from None
-    except ValueError as error:
-        raise InvalidRequest(f"artifacts: {url}: {error}") from None
-    except Exception as error:
-        raise StoreUnavailable(f"artifacts at {url}: {type(error).__name__}: {error}") from None

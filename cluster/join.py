@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cluster import __version__
-from cluster.artifacts_store import local_path
 from cluster.errors import OperatorError
 from cluster.home import Home, write_private
 from cluster.settings import LOOPBACK, Boot, GatewaySettings
+from cluster.storage import local_path
 
 DIAL_S = 5.0
 

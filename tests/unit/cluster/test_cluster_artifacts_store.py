@@ -7,8 +7,9 @@ import pytest
 
 from cluster import artifact as artifact_module
 from cluster.artifact import Artifact, Manifest, hash_files, sha256_of, write_manifest
-from cluster.artifacts_store import ArtifactStore, local_path, size_bytes
+from cluster.artifacts_store import ArtifactStore, size_bytes
 from cluster.errors import ArtifactCorrupt, InvalidRequest, OperatorError, StoreUnavailable
+from cluster.storage import local_path
 from cluster.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
