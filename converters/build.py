@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from cluster.artifact import Artifact, hash_files, sha256_of
 from cluster.errors import ConversionFailed, InvalidRequest, OperatorError
+from converters.apart import Mark, make_apart
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format
 from converters.metrics import parse_metric
@@ -29,6 +32,10 @@ from converters.table import Route, target_format, way
 
 def silent(text: str) -> None:
     """A `Say` for callers who do not want to know."""
+
+
+def unmarked(mark: Mark) -> None:
+    """For callers who need not know what this process would die of."""
 
 
 def convert(
@@ -56,10 +63,9 @@ def convert(
     options = options or Options()
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
-    ways = {target: way(start, target) for target in wanted}
-    _check(options, ways)
+    _check(options, {target: way(start, target) for target in wanted})
     with workplace(out) as work:
-        _convert(source, start, ways, work, options, say, failures=None)
+        _made(source, wanted, work, options, say, tolerant=False)
         return _place(work, out, wanted)
 
 
@@ -75,11 +81,9 @@ def convert_what_works(
     """
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
-    ways = {target: way(start, target) for target in wanted}
-    _check(options, ways)
-    failures: dict[str, str] = {}
+    _check(options, {target: way(start, target) for target in wanted})
     with workplace(out) as work:
-        _convert(source, start, ways, work, options, say, failures)
+        failures = _made(source, wanted, work, options, say, tolerant=True)
         made = tuple(target for target in wanted if target.value not in failures)
         work.chmod(0o755)
         work.rename(out)
@@ -111,21 +115,58 @@ def workplace(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OperatorError(f"out: cannot write to {out.parent} ({error.strerror})") from None
     try:
-        yield work
+        with _ended_in_order():
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert(
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does, with everything tidied up, unless it has another mind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    plain = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in plain:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in plain:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _made(
+    source: Path, wanted: Sequence[Format], work: Path, options: Options, say: Say, tolerant: bool
+) -> dict[str, str]:
+    return (make_apart if options.apart else make)(source, wanted, work, options, say, tolerant)
+
+
+def make(
     source: Path,
-    start: Format,
-    ways: Mapping[Format, Sequence[Route]],
+    targets: Sequence[Format],
     work: Path,
     options: Options,
     say: Say,
-    failures: dict[str, str] | None,
-) -> None:
-    """Every target sealed below `work`; what fails is raised, or written to `failures` where that is given."""
+    tolerant: bool,
+    mark: Callable[[Mark], None] = unmarked,
+) -> dict[str, str]:
+    """Every target proved and sealed in a folder below `work` that is called after it.
+
+    Args:
+        tolerant: A target that fails does not stop the others.
+        mark: Told what is begun, so that it can be named if this process dies of it.
+
+    Returns:
+        Why targets failed, where that is tolerated.
+
+    Raises: as `convert`.
+    """
+    start = source_format(source)
+    failures: dict[str, str] | None = {} if tolerant else None
     origin = Candidate(
         path=source,
         precision="fp32",
@@ -134,19 +175,22 @@ def _convert(
     candidates: dict[Route, Candidate] = {}
     proofs: dict[Format, Proof] = {}
     ends: dict[Format, Candidate] = {}
-    for target, steps in ways.items():
+    for target in targets:
         with _noted(target, failures, bool(candidates)):
             candidate = origin
-            for step in steps:
+            for step in way(start, target):
                 if step not in candidates:
+                    mark(Mark(target.value, f"{step.source.value} to {step.target.value}", bool(candidates)))
                     candidates[step] = _take(step, candidate, work, options, say)
                 candidate = candidates[step]
             ends[target] = candidate
     for target, candidate in ends.items():
+        mark(Mark(target.value, "proving", True))
         with _noted(target, failures, True):
             proofs[target] = prove(candidate, options, _prefixed(say, target))
     for target in proofs:
         _seal(target, proofs, origin, options)
+    return failures or {}
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cluster.errors import InvalidRequest
 
 Say = Callable[[str], None]
 """Told what a conversion does next, in a few words."""
@@ -30,10 +32,14 @@ class Options:
         max_rows: Most rows of one call; 1 means that rows are not batched.
         tolerance: Overrides, as `parity.parse_tolerance` gives them.
         timing_cache: A file that TensorRT's builder reads and writes: what it measured need not be measured again.
+        engine: "here", or "on-load": TensorRT engines are left to the first replica that loads the artifact.
         trust_pickle: Load files that can run code.
         device: "cpu", "gpu" or "auto": where the target is proved and measured, as `runtime.open_runtime` has it.
         threads: Threads to prove and profile with.
         profile_s: Seconds the profile may take.
+        apart: Load the source and make the targets in a process of their own, where an abort of the interpreter is an
+            error and not the end of this one. A factory must then be a name.
+        timeout_s: Most seconds that making the targets may take, where they are made apart.
     """
 
     factory: str | Callable[[], Any] | None = None
@@ -48,10 +54,32 @@ class Options:
     max_rows: int = 64
     tolerance: Mapping[str, float] = field(default_factory=dict)
     timing_cache: Path | None = None
+    engine: str = "here"
     trust_pickle: bool = False
     device: str = "cpu"
     threads: int = 1
     profile_s: float = 6.0
+    apart: bool = False
+    timeout_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for another process. Raises: InvalidRequest if the factory is not a name."""
+        if callable(self.factory):
+            raise InvalidRequest("factory: expected module:callable, which another process can import, got a callable")
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()} | {
+            "tolerance": dict(self.tolerance)
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Options:
+        """What `to_json` gave, after JSON."""
+        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
+        return cls(**{**values, **paths, **{name: tuple(values[name]) for name in _TUPLES}})
+
+
+_PATHS = ("sample", "calibrate", "evaluate", "timing_cache")
+_TUPLES = ("inputs", "dynamic", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +111,8 @@ class Candidate:
         max_rows: The most rows that the model itself allows.
         format: The key of `runtime.RUNTIMES` that executes it.
         folder: The artifact's directory, which the conversion's caller fills in.
-        unexecuted: Why this machine cannot run it; empty where it can.
-        stand_in: Where it cannot be run: the ONNX file that it was made from, which is proved in its place.
+        unexecuted: That this machine cannot run it, why, and what was compared instead; empty where it can.
+        stand_in: Where it cannot be run: the ONNX file that is proved in its place.
         extra: For the manifest's `extra`.
     """
 

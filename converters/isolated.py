@@ -18,6 +18,7 @@ from cluster.tensors import TensorSpec
 from converters.runtime import Arrays, Specs
 
 TIMEOUT_S = 900.0
+LAST_LINES, LINE_CHARACTERS = 3, 300
 
 
 def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -44,15 +45,21 @@ def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) 
     return result
 
 
-def ending(code: int, stderr: bytes) -> str:
-    """How a process ended, for people."""
-    if code < 0:
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was killed by signal {-code}"
-    last = stderr.decode(errors="replace").strip().splitlines()
-    return f"failed ({code}): {last[-1][:300]}" if last else f"failed ({code})"
+def ending(code: int, printed: bytes) -> str:
+    """How a process ended, for people, with the last lines of what it printed."""
+    how = f"failed ({code})" if code >= 0 else f"was killed by {_signal_name(-code)}"
+    if code == -signal.SIGKILL:
+        how += " (out of memory?)"
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in printed.decode(errors="replace"))
+    lines = [line.strip()[:LINE_CHARACTERS] for line in text.splitlines() if line.strip()]
+    return f"{how}: {' | '.join(lines[-LAST_LINES:])}" if lines else how
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def describe(model: Path, format_name: str = "onnx") -> tuple[Specs, Specs]:

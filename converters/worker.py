@@ -1,14 +1,19 @@
 """The other side of `converters.isolated`: `python -m converters.worker REQUEST RESULT` runs one task and exits.
 
-What runs in this process is what will serve: only runtimes are imported, and no converter but the one whose builder
-may abort (an engine's).
+`convert` is a whole conversion (`converters.apart`). What runs for any other task is what will serve: only runtimes are
+imported, and no converter but the one whose builder may abort (an engine's).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ import numpy as np
 
 from cluster.artifact import Artifact
 from cluster.errors import ServingError
+from converters.candidate import Options
+from converters.formats import Format
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
@@ -73,11 +80,51 @@ def engine(request: dict[str, Any]) -> dict[str, Any]:
     return build(request)
 
 
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Make targets in the request's work folder, telling what is done next; see `converters.build.make`."""
+    from converters.build import make
+
+    _end_with_parent(Path(request["work"]))
+    os.set_inheritable(request["progress"], False)
+    with os.fdopen(request["progress"], "w", encoding="utf-8", buffering=1) as channel:
+
+        def tell(event: dict[str, Any]) -> None:
+            channel.write(json.dumps(event) + "\n")
+
+        failures = make(
+            Path(request["source"]),
+            [Format(name) for name in request["targets"]],
+            Path(request["work"]),
+            Options.from_json(request["options"]),
+            lambda text: tell({"say": text}),
+            request["tolerant"],
+            lambda mark: tell(asdict(mark)),
+        )
+    return {"failures": failures}
+
+
+def _end_with_parent(work: Path) -> None:
+    """End this process, and what it started and wrote, when the one that asked dies: standard input is closed then."""
+    life = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # what is started here, or asks for input, must not hold or read it
+    os.close(null)
+
+    def watch() -> None:
+        while os.read(life, 1):
+            pass
+        shutil.rmtree(work, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "describe": describe,
     "outputs": outputs,
     "profile": profile,
     "engine": engine,
+    "convert": convert,
 }
 
 
@@ -88,7 +135,9 @@ def main(request_file: str, result_file: str) -> None:
         reply = {"ok": TASKS[request["task"]](request)}
     except ServingError as error:
         reply = {"error": {"name": type(error).__name__, "message": error.message}}
-    Path(result_file).write_text(json.dumps(reply))
+    written = Path(f"{result_file}.part")
+    written.write_text(json.dumps(reply))
+    written.rename(result_file)  # all of it, or nothing
 
 
 if __name__ == "__main__":

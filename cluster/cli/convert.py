@@ -81,6 +81,13 @@ SOURCE_OPTIONS = (
         "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of TensorRT's timings to reuse."
     ),
     click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="Give up when loading, converting and proving take longer.",
+    ),
+    click.option(
         "--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself."
     ),
 )
@@ -102,6 +109,7 @@ def options_of(values: Mapping[str, Any]) -> Options:
     return Options(
         **{
             **values,
+            "apart": True,
             "labels": read_labels(labels) if labels is not None else (),
             "tolerance": parse_tolerance(values["tolerance"]),
         }
