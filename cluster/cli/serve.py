@@ -61,9 +61,11 @@ def serve(
     session.check_followed()
     overrides = {key: value for key, value in options.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="prism-serve-") as folder:
+        from converters.candidate import Options
         from converters.wrap import wrap
 
-        artifact = wrap(path, Path(folder) / "artifact", max_rows=max_rows, say=say)
+        kept = Path(folder) / "artifact"
+        artifact = wrap(path, kept, max_rows=max_rows, options=Options(apart=True), say=say)
         version = _publish(session, model, artifact, say)
     target = Target(model, version=version)
     document, _ = deploy_and_wait(session, target, overrides, timeout_s=300.0, say=say)
