@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
+
+import msgspec
 
 from cluster.artifact import Artifact
 from cluster.documents import AuditEntry, DeploySettings, ModelDocument, VersionRecord, VersionStatus
@@ -26,13 +29,22 @@ STABLE = "stable"
 PROMOTE, ROLLBACK = "promote", "rollback"
 _SERVING = ("READY", "DEGRADED", "ASLEEP")
 
+# What follows from the model and how it was measured. Where it may run and what it is worth is the operator's to say.
+_ASKABLE = {
+    *("num_cpus", "num_gpus", "accelerator", "memory_bytes", "min_replicas", "max_replicas"),
+    *("max_batch_rows", "max_wait_s", "max_queue_rows", "default_deadline_s", "objective_s", "target_utilisation"),
+}
+
 Statuses = Mapping[str, VersionStatus]
 
 
 def version_record(
     artifact: Artifact, uri: str, size_bytes: int, *, by: str, created_s: float, version: str = "1", device: str = "cpu"
 ) -> VersionRecord:
-    """The record of a version that is `artifact`, which lies at `uri`; costs and memory are those of `device`."""
+    """The record of a version that is `artifact`, which lies at `uri`; costs and memory are those of `device`.
+
+    Raises: InvalidRequest if the artifact asks for settings that there are not.
+    """
     manifest = artifact.manifest
     return VersionRecord(
         version=version,
@@ -47,7 +59,26 @@ def version_record(
         costs=artifact.cost_curve(device),
         memory_bytes=artifact.memory_bytes(device),
         class_labels=manifest.labels,
+        serving=asked_by(artifact),
     )
+
+
+def asked_by(artifact: Artifact) -> dict[str, Any]:
+    """The settings that the artifact asks to be served with (`extra.serving` of its manifest), checked.
+
+    Raises: InvalidRequest, naming what is no such setting or out of bounds.
+    """
+    asked = artifact.manifest.extra.get("serving", {})
+    unknown = sorted(set(asked) - _ASKABLE) if isinstance(asked, dict) else [repr(asked)]
+    if unknown:
+        raise InvalidRequest(
+            f"manifest.extra.serving: expected some of {', '.join(sorted(_ASKABLE))}, got {unknown[0]}"
+        )
+    try:
+        msgspec.convert(asked, DeploySettings)
+    except (msgspec.ValidationError, InvalidRequest) as error:
+        raise InvalidRequest(f"manifest.extra.serving: {error}") from None
+    return dict(asked)
 
 
 def newest(document: ModelDocument) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -91,7 +91,8 @@ class VersionRecord:
     """One published version: which artifact it is and, if `deploy` is set, that and how it is to be served.
 
     `uri` is where the artifact lies (a path or any fsspec URL), `digest` its identity. Signature, costs, memory and
-    class labels are copied here so that a gateway needs no artifact files.
+    class labels are copied here so that a gateway needs no artifact files; so are the settings that the artifact asks
+    to be served with (`serving`, fields of DeploySettings), which a first `deploy` starts from.
     """
 
     version: str
@@ -106,6 +107,7 @@ class VersionRecord:
     costs: CostCurve = field(default_factory=CostCurve)
     memory_bytes: int = 0  # what loading it and its largest batch took when it was profiled; 0: not measured
     class_labels: tuple[str, ...] = ()
+    serving: dict[str, Any] = field(default_factory=dict)
     deploy: DeploySettings | None = None
 
     def __post_init__(self) -> None:

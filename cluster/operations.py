@@ -13,7 +13,8 @@ ModelNotFound, Conflict, InvalidRequest, StaleRevision, StoreUnavailable.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from cluster import changes
 from cluster.artifact import Artifact
 from cluster.artifacts_store import ArtifactStore, size_bytes
 from cluster.changes import PROMOTE, ROLLBACK
+from cluster.derived import DerivedFiles
 from cluster.documents import DeploySettings, ModelDocument
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound, StaleRevision
 from cluster.names import Target, check_model
@@ -57,6 +59,7 @@ def publish(
             changes.check_new(document, artifact.digest)
 
     check(_read_or_new(store, model))  # before anything is copied
+    changes.asked_by(artifact)
     uri = artifacts.put(artifact)
     record = changes.version_record(artifact, uri, size_bytes(artifact), by=by, created_s=time.time())
 
@@ -68,18 +71,26 @@ def publish(
 
 
 def unpublish(
-    store: VersionStore, target: Target, *, by: str, reason: str = "", expect_revision: int | None = None
+    store: VersionStore,
+    target: Target,
+    *,
+    by: str,
+    reason: str = "",
+    expect_revision: int | None = None,
+    derived: DerivedFiles | None = None,
 ) -> ModelDocument:
-    """Forget a version that is neither deployed nor labelled. Its artifact stays where it is."""
-    return _apply(
-        store,
-        target.model,
-        "unpublish",
-        lambda document: changes.unpublished(document, _named(document, target)),
-        by,
-        reason,
-        expect_revision,
-    )
+    """Forget a version that is neither deployed nor labelled. Its artifact stays where it is; what machines made of
+    it for themselves is removed from `derived`, unless another version has the same artifact."""
+    digests: list[str] = []
+
+    def change(document: ModelDocument) -> ModelDocument:
+        version = _named(document, target)
+        digests[:] = [document.record(version).digest]
+        return changes.unpublished(document, version)
+
+    document = _apply(store, target.model, "unpublish", change, by, reason, expect_revision)
+    _remove_derived(store, derived, digests)
+    return document
 
 
 def deploy(
@@ -97,15 +108,16 @@ def deploy(
     A version that FAILED and is deployed as it is gets the next `attempt`, so that the controller tries at once.
 
     Args:
-        settings: How; None: as it is deployed now, or the defaults.
+        settings: How; None: as it is deployed now, or as its artifact asks for, or the defaults.
         overrides: Fields of DeploySettings to change in that.
     """
 
     def change(document: ModelDocument) -> ModelDocument:
         version = _named_or_newest(document, target)
-        now = document.record(version).deploy
+        record = document.record(version)
+        now = record.deploy
         try:
-            wanted = replace(settings or now or DeploySettings(), **(overrides or {}))
+            wanted = replace(settings or now or DeploySettings(**record.serving), **(overrides or {}))
         except TypeError as error:
             raise InvalidRequest(f"deploy: {error}") from None
         return changes.deployed(document, version, wanted, store.statuses(document.name) if now else {})
@@ -279,8 +291,9 @@ def remove_model(
     by: str,
     reason: str = "",
     expect_revision: int | None = None,
+    derived: DerivedFiles | None = None,
 ) -> None:
-    """Remove a model with all its versions; its history stays.
+    """Remove a model with all its versions; its history and its artifacts stay, `derived` as with `unpublish`.
 
     Raises: Conflict while a version is deployed, unless forced.
     """
@@ -291,11 +304,24 @@ def remove_model(
         names = ", ".join(f"{model}:{version}" for version in sorted(running, key=int))
         raise Conflict(f"{model} is deployed ({names}); undeploy first, or remove it with --force")
     store.remove(document, by, reason)
+    _remove_derived(store, derived, [record.digest for record in document.versions.values()])
 
 
 def version_of(document: ModelDocument, target: Target) -> str:
     """The version a command with `target` means: its own, its label's, or the newest. Raises: ModelNotFound."""
     return _named_or_newest(document, target)
+
+
+def _remove_derived(store: VersionStore, derived: DerivedFiles | None, digests: Iterable[str]) -> None:
+    """Remove what was made of these artifacts, but not of those that a version still has."""
+    if derived is None:
+        return
+    used: set[str] = set()
+    for model in store.models():
+        with suppress(ModelNotFound):  # removed a moment ago
+            used |= {record.digest for record in store.read(model).versions.values()}
+    for digest in set(digests) - used:
+        derived.remove(digest)
 
 
 def _named_or_newest(document: ModelDocument, target: Target) -> str:

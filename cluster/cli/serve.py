@@ -16,11 +16,10 @@ from cluster.artifact import Artifact
 from cluster.cli.infer import sample_rows
 from cluster.cli.output import emit, home_option, json_option
 from cluster.cli.session import Session, session_of
-from cluster.cli.up import merged
+from cluster.cli.up import merged, start_head
 from cluster.cli.versions import deploy_and_wait
 from cluster.errors import InvalidRequest
 from cluster.home import Home
-from cluster.launch import bring_up
 from cluster.names import Target, check_model
 from cluster.settings import Settings
 
@@ -56,7 +55,7 @@ def serve(
         raise InvalidRequest(f"model: {path} does not exist")
     model = check_model(name) if name else model_name(path)
     place = Home(home)
-    boot = place.running() or bring_up(place, merged(Settings(), http_port, None), say)
+    boot = place.running() or start_head(place, merged(Settings(), http_port, None), say)
     session = session_of(boot)
     session.check_followed()
     overrides = {key: value for key, value in options.items() if value is not None}
@@ -68,7 +67,7 @@ def serve(
         artifact = wrap(path, kept, max_rows=max_rows, options=Options(apart=True), say=say)
         version = _publish(session, model, artifact, say)
     target = Target(model, version=version)
-    document, _ = deploy_and_wait(session, target, overrides, timeout_s=300.0, say=say)
+    document, _, _ = deploy_and_wait(session, target, overrides, timeout_s=300.0, say=say)
     takes_traffic = document.split is not None and bool(document.split.share_bp(version))
     asked = Target(model) if takes_traffic else target
     from cluster.cli.oip_client import infer_path, json_body

@@ -15,7 +15,8 @@ from cluster.artifact import Artifact
 from cluster.cli.output import emit, home_option, json_option
 from cluster.cli.resources import resource_options, resources
 from cluster.cli.session import Session, connect
-from cluster.documents import DeploySettings, ModelDocument, VersionStatus, spec_of
+from cluster.cli.settings_origin import Setting, described, origins, to_json
+from cluster.documents import ModelDocument, VersionStatus, spec_of
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.names import Target
 
@@ -94,8 +95,9 @@ def deploy(
 ) -> None:
     """Have a version served, or change how it is; without a version, the newest.
 
-    What is not given stays as it is. Waits until the version is READY with it, or says why it FAILED; a version that
-    FAILED is tried again at once.
+    What is not given stays as it is; the first time, what the artifact asks for (prism optimize writes that into it),
+    or the default. Waits until the version is READY with it, or says why it FAILED; a version that FAILED is tried
+    again at once.
     """
     asked = Target.parse(target)
     overrides = {**resources(options), **{name: value for name, value in options.items() if value is not None}}
@@ -107,7 +109,7 @@ def deploy(
         raise click.UsageError("--take-traffic needs the wait: leave out --no-wait")
     with connect(home, changing=True) as session:
         say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
-        document, status = deploy_and_wait(
+        document, status, settings = deploy_and_wait(
             session,
             asked,
             overrides,
@@ -117,7 +119,8 @@ def deploy(
             say=say,
         )
         version = operations.version_of(document, asked)
-        emit(version_facts(document, version, status), as_json, f"{document.name}:{version} {_described(status)}")
+        facts = {**version_facts(document, version, status), "settings": to_json(settings)}
+        emit(facts, as_json, f"{document.name}:{version} {_described(status)}")
 
 
 @click.command(epilog="Example: prism undeploy flowers:1")
@@ -199,7 +202,9 @@ def unpublish(target: str, reason: str, home: Path, as_json: bool) -> None:
     asked = Target.parse(target)
     with connect(home, changing=True) as session:
         named = operations.version_of(session.store.read(asked.model), asked)
-        document = operations.unpublish(session.store, asked, by=session.by, reason=reason)
+        document = operations.unpublish(
+            session.store, asked, by=session.by, reason=reason, derived=session.artifacts.derived
+        )
         facts = {"model": document.name, "version": named, "revision": document.revision}
         emit(facts, as_json, f"{document.name}:{named} is no longer published")
 
@@ -213,7 +218,9 @@ def unpublish(target: str, reason: str, home: Path, as_json: bool) -> None:
 def remove(model: str, force: bool, reason: str, home: Path, as_json: bool) -> None:
     """Remove MODEL with all its versions. Its history and its artifacts are kept."""
     with connect(home, changing=True) as session:
-        operations.remove_model(session.store, model, force=force, by=session.by, reason=reason)
+        operations.remove_model(
+            session.store, model, force=force, by=session.by, reason=reason, derived=session.artifacts.derived
+        )
         emit({"model": model, "removed": True}, as_json, f"{model} is removed")
 
 
@@ -235,17 +242,22 @@ def deploy_and_wait(
     timeout_s: float,
     take_traffic: bool | None = None,
     say: Callable[[str], None],
-    settings: DeploySettings | None = None,
-) -> tuple[ModelDocument, VersionStatus | None]:
+) -> tuple[ModelDocument, VersionStatus | None, tuple[Setting, ...]]:
     """Deploy, wait until that is READY or ASLEEP (`timeout_s` 0: do not), then give traffic as `deploy --help` says.
+
+    Returns: The document, the version's status as far as it is known, and where its settings came from.
 
     Raises: OperatorError with the controller's reason if it FAILED, or was not READY in time.
     """
     store, since_s = session.store, time.time()
-    document = operations.deploy(store, target, settings, overrides=overrides, by=session.by, reason=reason)
+    earlier = store.read(target.model)
+    document = operations.deploy(store, target, overrides=overrides, by=session.by, reason=reason)
     version = operations.version_of(document, target)
+    settings = origins(earlier.versions.get(version), document.record(version), overrides)
+    if text := described(settings):
+        say(f"{document.name}:{version} is deployed with {text}; the rest by default")
     if not timeout_s:
-        return document, store.statuses(document.name).get(version)
+        return document, store.statuses(document.name).get(version), settings
     status = wait_ready(session, document.name, version, since_s, timeout_s, say)
     exact = Target(document.name, version=version)
     if take_traffic:
@@ -255,7 +267,7 @@ def deploy_and_wait(
         document = operations.take_first_traffic(store, exact, by=session.by)
         if document.split is not None and document.split.share_bp(version):
             say(f"{exact} takes all traffic: the first version that is READY")
-    return document, status
+    return document, status, settings
 
 
 def wait_ready(

@@ -116,6 +116,40 @@ def test_deploying_without_a_version_takes_the_newest_and_keeps_what_was_set(pub
     assert document.versions["3"].deploy == DeploySettings()
 
 
+def asking(artifact, **serving):
+    """The artifact with settings that it asks to be served with."""
+    return write_manifest(artifact.path, replace(artifact.manifest, extra={"serving": serving}))
+
+
+def test_a_first_deploy_starts_from_what_the_artifact_asks_for_and_options_override_it(store, artifacts, make):
+    operations.publish(store, artifacts, "m", asking(make("a"), num_cpus=2, max_batch_rows=16), by="ann")
+    document = operations.deploy(store, Target("m"), overrides={"num_cpus": 1.0}, by="ann")
+    assert document.versions["1"].deploy == DeploySettings(num_cpus=1.0, max_batch_rows=16)
+    document = operations.deploy(store, Target("m"), overrides={"max_batch_rows": 0}, by="ann")
+    assert operations.deploy(store, Target("m"), by="ann") == document  # what was set is not asked for again
+    operations.undeploy(store, Target("m", "1"), force=True, by="ann")
+    document = operations.deploy(store, Target("m"), by="ann")
+    assert document.versions["1"].deploy == DeploySettings(num_cpus=2, max_batch_rows=16)
+
+
+@pytest.mark.parametrize(
+    ("serving", "complaint"),
+    [
+        ({"priority": 1000}, "got priority"),
+        ({"max_batch": 8}, "got max_batch"),
+        ({"max_batch_rows": 2.5}, "max_batch_rows"),
+        ({"num_cpus": -1}, "num_cpus: expected 0 to 1024"),
+        ({"num_cpus": "all"}, "num_cpus"),
+    ],
+)
+def test_an_artifact_that_asks_for_what_it_may_not_is_not_published(
+    store, artifacts, make, tmp_path, serving, complaint
+):
+    with pytest.raises(InvalidRequest, match=rf"manifest\.extra\.serving: .*{complaint}"):
+        operations.publish(store, artifacts, "m", asking(make("a"), **serving), by="ann")
+    assert not (tmp_path / "kept").exists() and store.models() == ()
+
+
 def test_a_setting_that_does_not_exist_is_named(published):
     with pytest.raises(InvalidRequest, match="max_replica"):
         operations.deploy(published, Target("m"), overrides={"max_replica": 4}, by="ann")
