@@ -19,7 +19,9 @@ from cluster.errors import ConversionFailed
 from cluster.latency import LatencyBound
 from converters.build import convert_what_works, workplace
 from converters.candidate import Options, Say
-from converters.formats import Format
+from converters.choosing import Choice, choose_targets
+from converters.formats import source_format
+from converters.layers import layers_of
 from converters.objective import (
     Configuration,
     Result,
@@ -31,44 +33,44 @@ from converters.objective import (
 from converters.profile import merge
 from converters.proof import profiled
 from converters.sealing import model_bytes, write_json
-from converters.table import ROUTES
 
 DECISION = "optimize.json"
 MAX_THREADS = 4
 ROUNDS = 3
+LEAST_OBJECTIVE_S = 0.001  # of deploy settings
 
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What was decided: the artifact that was kept, how to serve it, and what became of everything else."""
+    """What was decided: the artifact that was kept, how to serve it, and what became of everything else.
+
+    `failed` says why forms that were tried could not be made or measured, `left_out` why others were not tried.
+    """
 
     artifact: Artifact
     best: Result
     results: tuple[Result, ...]
     reasons: Mapping[Configuration, str]
     failed: Mapping[str, str]
+    left_out: Mapping[str, str]
     quality: Mapping[str, Mapping[str, Any]]
 
     @property
     def serving(self) -> Mapping[str, Any]:
         """Settings of `prism deploy`."""
-        return serving_of(self.best)
+        return dict(self.artifact.manifest.extra["serving"])
 
 
-def serving_of(result: Result) -> dict[str, Any]:
-    """Deploy settings for a configuration."""
-    return {"num_cpus": result.configuration.threads, "max_batch_rows": result.configuration.max_rows, "max_wait_s": 0}
-
-
-def candidates(options: Options) -> tuple[str, ...]:
-    """Targets that can be worth it on the device with the data at hand, and whose tools are installed."""
-    wanted = [Format.ONNX, Format.OPTIMIZED]
-    if options.device == "cpu":
-        wanted += [Format.INT8_DYNAMIC] + ([Format.INT8] if options.calibrate is not None else [])
-    else:
-        wanted += [Format.FP16] + ([Format.INT8_TRT] if options.calibrate is not None else [])
-    ready = {route.target for route in ROUTES if not route.missing}
-    return tuple(target.value for target in wanted if target in ready)
+def serving_of(result: Result, objective: LatencyBound, device: str) -> dict[str, Any]:
+    """Deploy settings for a configuration that serves `objective`."""
+    found = result.configuration
+    return {
+        "num_cpus": found.threads,
+        "max_batch_rows": found.max_rows,
+        "max_wait_s": 0,
+        "objective_s": max(LEAST_OBJECTIVE_S, objective.limit_s),
+        **({"accelerator": "gpu"} if device == "gpu" else {}),
+    }
 
 
 def optimize(
@@ -83,7 +85,7 @@ def optimize(
     """Keep the best configuration of `source` as an artifact at `out`.
 
     Args:
-        targets: What to try; without any, `candidates`.
+        targets: What to try; without any, what `choosing.choose_targets` takes for worth it.
         threads: Threads a call may have; without any, 1 and its doubles up to this machine's cores (at most 4).
 
     Raises:
@@ -91,9 +93,12 @@ def optimize(
         ConversionFailed: Nothing could be converted, or no configuration holds the objective. Nothing is left at `out`.
     """
     counts = tuple(threads) or _thread_counts()
+    choice = Choice(tuple(targets), {}) if targets else _choice(source, options)
+    if not choice.tried:
+        raise ConversionFailed(f"nothing is worth a try: {'; '.join(f'{k}: {v}' for k, v in choice.left_out.items())}")
     with workplace(out) as work:
         options = replace(options, threads=counts[0])
-        made, failed = convert_what_works(source, work / "made", targets or candidates(options), options, say)
+        made, failed = convert_what_works(source, work / "made", choice.tried, options, say)
         if not made:
             raise ConversionFailed(f"nothing could be converted: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
         profiles = _profiles(made, counts, options, say)
@@ -109,17 +114,23 @@ def optimize(
         quality = {name: _quality(artifact) for name, artifact in made.items() if name in profiles}
         decision = {
             "objective": str(objective),
-            "serving": serving_of(best),
+            "serving": serving_of(best, objective, options.device),
             "best": best.to_json(),
             "tried": [{**r.to_json(), "verdict": why[r.configuration]} for r in results],
             "failed": dict(failed),
+            "left_out": dict(choice.left_out),
             "quality": quality,
         }
         chosen = made[best.configuration.target]
         artifact = _keep(
             chosen, out, profiles[best.configuration.target][best.configuration.threads], decision, options
         )
-        return Optimized(artifact, best, results, why, failed, quality)
+        return Optimized(artifact, best, results, why, failed, choice.left_out, quality)
+
+
+def _choice(source: Path, options: Options) -> Choice:
+    start = source_format(source)
+    return choose_targets(start, layers_of(source, start), options)
 
 
 def simulate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ def optimize(source: Path, objective: str, out: Path, to: str, threads: str, as_
 
     Each form is proved and measured as by `prism convert`; each batch size and number of threads is then simulated with
     requests that arrive at random. The best is the one with most requests per second and thread within the objective.
+    Which forms make sense follows from the model, the device, the data given and what is installed; the table says why
+    the others were not tried. The artifact that is kept says how it is to be served: `prism deploy` starts from that.
     """
     from converters.build import silent
     from converters.objective import parse_objective
@@ -76,6 +79,7 @@ def _table(found: Optimized) -> dict[str, Any]:
         "serving": dict(found.serving),
         "tried": [{**result.to_json(), "verdict": found.reasons[result.configuration]} for result in found.results],
         "failed": dict(found.failed),
+        "left_out": dict(found.left_out),
         "quality": dict(found.quality),
     }
 
@@ -104,14 +108,25 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
             "-" if noise is None else f"{noise:.0f} dB",
             found.reasons[c],
         )
+    for outcome, reasons in (("failed", found.failed), ("not tried", found.left_out)):
+        for reason, names in _by_reason(reasons).items():
+            table.add_row("\n".join(names), "-", "-", "-", "-", "-", f"{outcome}: {reason}")
     console.print(table)
-    for target, reason in found.failed.items():
-        console.print(f"{target} was left out: {reason}", highlight=False, soft_wrap=True)
     c = found.best.configuration
+    settings = ", ".join(f"{name} {value:g}" for name, value in found.serving.items() if not isinstance(value, str))
     console.print(
-        f"kept {c.target} at {out} (digest {found.artifact.digest[:12]}). To serve it:\n"
+        f"kept {c.target} at {out} (digest {found.artifact.digest[:12]}). To serve it with {settings}, "
+        "which it asks for itself:\n"
         f"  prism publish NAME {out}\n"
-        f"  prism deploy NAME:VERSION --cpus {c.threads} --batch-rows {c.max_rows}",
+        "  prism deploy NAME:VERSION",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Forms that share a reason share a line."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found
