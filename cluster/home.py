@@ -4,6 +4,7 @@
     supervisor.json   who supervises, and how far it has come
     settings.json     the settings of the last `prism up`
     join.json         what another machine needs to join (secrets: mode 0600)
+    head              there once a head has run here
     secrets/          tokens, made once
     artifacts/        published artifacts, unless settings name another place
     store/            the embedded store's data
@@ -66,6 +67,7 @@ class Home:
         self.boot_file = self.path / "boot.json"
         self.settings_file = self.path / "settings.json"
         self.join_file = self.path / "join.json"
+        self.head_file = self.path / "head"
         self.ray_port_file = self.path / "ray-port"
         self.supervisor_pid_file = self.path / "supervisor.json"
         self.lock_file = self.path / "supervisor.lock"
@@ -145,6 +147,10 @@ class Home:
         temporary = self.supervisor_pid_file.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(asdict(state)))
         temporary.replace(self.supervisor_pid_file)
+
+    def held_head(self) -> bool:
+        """Whether a head has run here, whose state a node that joins another cluster would overwrite."""
+        return self.head_file.exists() or self.ray_port_file.exists() or any(self.store_dir.glob("*"))
 
     def running(self) -> Boot | None:
         """What the live supervisor's processes were told; None if none lives or it has not come that far."""

@@ -152,24 +152,28 @@ def _is_address(text: str) -> bool:
         return False
 
 
-def read_settings(file: Path | None) -> Settings:
-    """From a YAML file; defaults without one. Raises: InvalidRequest, naming an unknown key or a wrong type."""
+def read_settings(file: Path | None, base: Settings = Settings()) -> Settings:
+    """From a YAML file; what it does not name, or everything without a file, is as in `base`.
+
+    Raises: InvalidRequest, naming an unknown key or a wrong type.
+    """
     if file is None:
-        return Settings()
+        return base
     try:
         raw = yaml.safe_load(file.read_text())
     except OSError as error:
         raise InvalidRequest(f"settings: {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"settings: {file}: {error}") from None
-    return settings_from(raw or {})
+    return settings_from(raw or {}, base)
 
 
-def settings_from(raw: Any) -> Settings:
-    """From plain values. Raises: InvalidRequest, naming an unknown key or a wrong type."""
+def settings_from(raw: Any, base: Settings = Settings()) -> Settings:
+    """From plain values over those of `base`. Raises: InvalidRequest, naming an unknown key or a wrong type."""
     _refuse_unknown(raw, Settings, "settings")
+    whole = {name: {**section, **raw.get(name, {})} for name, section in asdict(base).items()}
     try:
-        return msgspec.convert(raw, Settings)
+        return msgspec.convert(whole, Settings)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"settings: {error}") from None
 

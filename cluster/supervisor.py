@@ -120,24 +120,27 @@ class Supervisor:
         else:
             self._start_store(self._parts.store, may_move=True)
             self._report("starting", "store ready")
+        watch = self._parts.watch
         self._bring_up(port)
         url = http_url(self._settings.http.host, port)
-        waits = self._parts.watch is not None and not self._settings.ray.idle_gateway
-        self._report(
-            "ready", f"a gateway will answer on {url} once replicas run here" if waits else f"gateway answers on {url}"
+        waits = watch is not None and not self._settings.ray.idle_gateway
+        self._report_up(
+            f"a gateway will answer on {url} once replicas run here" if waits else f"gateway answers on {url}"
         )
         failures, started_s = 0, time.monotonic()
         while True:
             self._wait(_WATCH_S)
-            self._follow_drain()
             if self._ray is not None and self._ray.poll() is None:
                 continue
             if time.monotonic() - started_s > _HEALTHY_S:
                 failures = 0
             why = self._state.error or "the Ray node ended"
-            log.error("%s; starting again in %.0f s", why, pause_s(failures))
+            wait_s = pause_s(failures)
+            if watch is not None:  # Ray ends also where nothing is left of a node that drains, before we heard of it
+                wait_s = max(wait_s, 2 * watch.period_s)
+            log.error("%s; starting again in %.0f s", why, wait_s)
             self._report("recovering", error=why)
-            self._wait(pause_s(failures))
+            self._wait(wait_s)
             failures, started_s = failures + 1, time.monotonic()
             try:
                 self._bring_up(port)
@@ -146,7 +149,7 @@ class Supervisor:
                 self._drop_ray()
                 self._home.keep_ray_logs()
             else:
-                self._report("ready")
+                self._report_up()
 
     def _follow_drain(self) -> None:
         """Leave when this node was drained: refuse new connections at once, end when nothing runs any more.
@@ -164,12 +167,13 @@ class Supervisor:
             raise _Stopped
 
     def _wait(self, seconds: float) -> None:
-        """Let time pass while the store is kept alive. Raises: _Stopped."""
+        """Let time pass while the store is kept alive and a drain is followed. Raises: _Stopped."""
         deadline_s = time.monotonic() + seconds
         while True:
             if self._stop.is_set():
                 raise _Stopped
             self._keep_store()
+            self._follow_drain()
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return
@@ -204,8 +208,10 @@ class Supervisor:
         boot.write(self._home.boot_file)
         if self._parts.watch is not None:
             self._parts.watch.follow(node.id)
-        elif boot.node_ip:
-            JoinDocument.of_head(boot, self._home.secret("ray-token")).write(self._home.join_file)
+        else:
+            self._home.head_file.touch()
+            if boot.node_ip:
+                JoinDocument.of_head(boot, self._home.secret("ray-token")).write(self._home.join_file)
         self._bootstrap()
 
     def _bootstrap(self) -> None:
@@ -228,6 +234,8 @@ class Supervisor:
                     if time.monotonic() > deadline_s:
                         raise OperatorError(f"the gateway was not ready within {BOOTSTRAP_S:.0f} s (log: {file})")
                     self._wait(_WATCH_S / 2)
+                    if self._state.phase == "draining":
+                        return  # no gateway comes any more
             finally:
                 process.kill()
                 process.wait()
@@ -284,6 +292,11 @@ class Supervisor:
         started = (Identity.of(process.pid) for process in (self._store, self._ray) if process is not None)
         self._state = replace(self._state, leaders=tuple(leader for leader in started if leader is not None))
         self._home.write_supervisor(self._state)
+
+    def _report_up(self, step: str = "") -> None:
+        """Everything runs that should: that is less on a node that drains."""
+        if self._state.phase != "draining":
+            self._report("ready", step)
 
     def _report(self, phase: Phase, step: str = "", error: str = "") -> None:
         """Write how far it has come, for `prism up` and `prism status`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +59,27 @@ def up(
 
     They keep running in the background until `prism down`. All state is kept in --home: after another `up`, the same
     versions are served with the same split. With --address or --join, this machine becomes one more node of a
-    cluster that runs already: replicas and a gateway are placed here too.
+    cluster that runs already: replicas and a gateway are placed here too. What is up already stays as it is: asked for
+    something else, this is an error.
     """
     if block:  # what stops a container or a service stops us as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Home(home)
-    settings = merged(read_settings(config), http_port, grpc_port, http_host, node_ip)
+    boot = place.running()
+    now = settings_of(boot) if boot is not None else Settings()
+    settings = merged(read_settings(config, now), http_port, grpc_port, http_host, node_ip)
     try:
-        boot = place.running()
-        if boot is None:
+        if boot is not None:
+            _check_staying(place)
+            if address or join is not None:
+                _check_joined(place, boot, address, join)
+            _check_unchanged(place, now, settings)
+            emit({**_facts(boot), "already_up": True}, as_json, f"already up; {_text(boot)}")
+        else:
             started_s = time.monotonic()
             boot = _start(place, settings, address, join, lambda step: None if as_json else click.echo(step))
             took_s = round(time.monotonic() - started_s, 1)
             emit({**_facts(boot), "already_up": False, "seconds": took_s}, as_json, f"up in {took_s} s; {_text(boot)}")
-        else:
-            emit({**_facts(boot), "already_up": True}, as_json, f"already up; {_text(boot)}")
         if block:
             follow(place)
     except KeyboardInterrupt:
@@ -91,6 +97,11 @@ def down(home: Path, as_json: bool) -> None:
     place = Home(home)
     count = take_down(place)
     text = f"stopped {count} processes" if count else f"nothing is running in {place}"
+    text = f"stopped {count} processes" if count else f"nothing is running in {place}"
+    try:
+        end_boot(place)
+    except ServingError as error:
+        click.echo(f"{error.message}; the next prism up goes on with the Ray cluster that was stopped", err=True)
     emit({"home": str(place), "stopped": count}, as_json, text)
 
 
@@ -113,18 +124,30 @@ def merged(
     return settings
 
 
+def settings_of(boot: Boot) -> Settings:
+    """The settings of what runs, with the port that it was given."""
+    return replace(boot.settings, http=replace(boot.settings.http, port=boot.http_port))
+
+
+def start_head(place: Home, settings: Settings, say: Callable[[str], None]) -> Boot:
+    """Bring a head up where nothing runs. Raises: OperatorError."""
+    _check_idle(place)
+    check_local(settings.ray.node_ip)
+    if place.join_file.exists() and not place.held_head():
+        raise OperatorError(
+            f"home: {place} is a node of another cluster; add --join {place.join_file} to join it again, or remove "
+            "that file to make a cluster of its own"
+        )
+    return bring_up(place, settings, say)
+
+
 def _start(place: Home, settings: Settings, address: str | None, join: Path | None, say: Callable[[str], None]) -> Boot:
     """Bring a head up, or a node that joins one. Raises: OperatorError."""
-    check_local(settings.ray.node_ip)
-    was_head = place.ray_port_file.exists() or any(place.store_dir.glob("*"))
     if not address and join is None:
-        if place.join_file.exists() and not was_head:
-            raise OperatorError(
-                f"home: {place} is a node of another cluster; add --join {place.join_file} to join it again, or remove "
-                "that file to make a cluster of its own"
-            )
-        return bring_up(place, settings, say)
-    if was_head:
+        return start_head(place, settings, say)
+    _check_idle(place)
+    check_local(settings.ray.node_ip)
+    if place.held_head():
         raise OperatorError(f"home: {place} holds a head's state; join with another --home")
     document = JoinDocument.read(join or place.join_file)
     if address:
@@ -132,6 +155,48 @@ def _start(place: Home, settings: Settings, address: str | None, join: Path | No
     if not joinable(settings.ray.node_ip):
         settings = replace(settings, ray=replace(settings.ray, node_ip=outward_ip(document.address)))
     return join_up(place, replace(settings, gateway=document.gateway), document, say)
+
+
+def _check_idle(place: Home) -> None:
+    """Raises: OperatorError if a supervisor is on its way up or down."""
+    state = place.supervisor()
+    if state is not None and state.alive():
+        raise OperatorError(f"home: Prism is {state.phase} in {place}; try again in a moment")
+
+
+def _check_staying(place: Home) -> None:
+    """Raises: OperatorError if what runs is about to end."""
+    state = place.supervisor()
+    if state is not None and state.phase in ("draining", "stopping"):
+        raise OperatorError(f"home: Prism is {state.phase} in {place}; when it is down, prism up starts it again")
+
+
+def _check_joined(place: Home, boot: Boot, address: str | None, join: Path | None) -> None:
+    """Raises: OperatorError unless what runs is a node of the cluster that is to be joined."""
+    if place.held_head():
+        raise OperatorError(f"home: a head runs in {place}, which cannot join another; join with another --home")
+    document = JoinDocument.read(join or place.join_file)
+    wanted = address or document.address
+    if (wanted, document.wire_secret) != (boot.ray_address, boot.wire_secret):
+        raise OperatorError(
+            f"home: the node in {place} has joined the cluster at {boot.ray_address}, not this one at {wanted}; prism "
+            "down, then join it, or join with another --home"
+        )
+
+
+def _check_unchanged(place: Home, now: Settings, asked: Settings) -> None:
+    """Raises: OperatorError if other settings are asked for than those of what runs."""
+    if asked.http.port == 0:  # any
+        asked = replace(asked, http=replace(asked.http, port=now.http.port))
+    if not place.held_head():  # a node that joined has the head's, whatever its own file says
+        asked = replace(asked, gateway=now.gateway)
+    old, new = asdict(now), asdict(asked)
+    changed = [f"{part}.{name}" for part in old for name in old[part] if old[part][name] != new[part][name]]
+    if changed:
+        raise OperatorError(
+            f"home: Prism is up already in {place}, with another {', '.join(changed)}; to change that: prism down, and "
+            "up again"
+        )
 
 
 def _facts(boot: Boot) -> dict[str, Any]:

@@ -19,25 +19,40 @@ HEAD = """
 import os, subprocess, sys, time
 ready = int(sys.argv[-1])
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})  # an agent that lost its mark
-os.write(ready, b"127.0.0.1:1 node-1\\n")
+lives = os.path.join(sys.argv[1], "lives")
+open(lives, "a").write("x")
+os.write(ready, b"127.0.0.1:1 node-%d\\n" % os.path.getsize(lives))
 os.close(ready)
 time.sleep(600)
 """
-DEPLOY = "import os, sys; sys.exit(os.environ.get('STUB_DEPLOY') or 0)"
+DEPLOY = """
+import os, sys, time
+while os.path.exists("deploying"):
+    time.sleep(0.02)
+sys.exit(os.environ.get("STUB_DEPLOY") or 0)
+"""
 
 
 class NodesByFile:
-    """What the store would say of node-1: to be drained once `HOME/drain` is there, and empty once `HOME/empty` is."""
+    """What the store would say: nodes named in `HOME/drain` are to be drained; they are empty once `HOME/empty` exists.
+
+    Ray's first start makes node-1, the next one node-2.
+    """
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._wishes, self._empty = home.path / "drain", home.path / "empty"
 
     def drains(self):
-        return {"node-1": DrainRequest("ada", 1.0)} if (self._home.path / "drain").exists() else {}
+        named = self._wishes.read_text().split() if self._wishes.exists() else ()
+        return {name: DrainRequest("ada", 1.0) for name in named}
+
+    def drain(self, node_id, request):
+        with self._wishes.open("a") as wishes:
+            wishes.write(f"{node_id}\n")
 
     def reports(self):
-        state = "DRAINED" if (self._home.path / "empty").exists() else "DRAINING"
-        return NodeReports((NodeReport("node-1", "127.0.0.1", "here", state=state),))
+        state = "DRAINED" if self._empty.exists() else "DRAINING"
+        return NodeReports(tuple(NodeReport(name, "127.0.0.1", "here", state=state) for name in self.drains()))
 
 
 def main() -> int:
@@ -48,7 +63,9 @@ def main() -> int:
     home = Home(arguments.home)
     parts = Parts(
         EmbeddedServer(home.store_dir, home.run_dir),
-        lambda environ, output, port: ray_head.start_command([sys.executable, "-c", HEAD], environ, output, 20.0),
+        lambda environ, output, port: ray_head.start_command(
+            [sys.executable, "-c", HEAD, str(home)], environ, output, 20.0
+        ),
         (sys.executable, "-c", DEPLOY),
         watch=DrainWatch(NodesByFile(home), period_s=0.05) if os.environ.get("STUB_JOINED") else None,
     )

@@ -176,12 +176,17 @@ def test_a_second_up_while_one_runs_is_refused_and_harms_nothing(home):
     assert home.running() == boot
 
 
+def drain(home, node="node-1"):
+    """As `prism drain` does: the node that the controller has reported."""
+    (home.path / "drain").write_text(f"{node}\n")
+
+
 def test_a_node_that_is_drained_refuses_new_connections_at_once_and_ends_when_it_is_empty(home, monkeypatch):
     monkeypatch.setenv("STUB_JOINED", "1")
     boot, _ = up(home)
     processes = everything(home)
     with open_door(boot.door, 1.0) as gateways:  # a gateway's own copy: it goes on accepting
-        (home.path / "drain").touch()
+        drain(home)
         until(lambda: home.supervisor().phase == "draining")
         with pytest.raises(OperatorError, match="hands out no socket"):
             open_door(boot.door, 0.2)
@@ -199,8 +204,32 @@ def test_a_drained_node_whose_ray_has_ended_is_not_started_again(home, monkeypat
     monkeypatch.setenv("STUB_JOINED", "1")
     up(home)
     processes = everything(home)
-    (home.path / "drain").touch()
+    drain(home)
     until(lambda: home.supervisor().phase == "draining")
     kill(home.supervisor().leaders[1].pid)
     until(lambda: everything(home) == () and home.supervisor() is None)
     procs.stop(filter(procs.runs, processes), 1.0)  # the agent that lost its mark, and now its session's leader
+
+
+def test_a_node_that_is_drained_before_it_was_ever_ready_leaves_and_up_says_so(home, monkeypatch):
+    monkeypatch.setenv("STUB_JOINED", "1")
+    home.prepare()
+    (home.path / "deploying").touch()
+    drain(home)
+    (home.path / "empty").touch()
+    with pytest.raises(OperatorError, match="was drained before it was ready"):
+        up(home)
+    assert everything(home) == () and home.running() is None
+
+
+def test_a_drain_of_a_node_that_is_starting_again_is_carried_out_under_its_new_id(home, monkeypatch):
+    monkeypatch.setenv("STUB_JOINED", "1")
+    up(home)
+    (home.path / "deploying").touch()
+    kill(home.supervisor().leaders[1].pid)
+    until(lambda: (home.path / "lives").stat().st_size == 2)
+    drain(home, "node-1")
+    until(lambda: home.supervisor().phase == "draining")
+    until(lambda: (home.path / "drain").read_text().split() == ["node-1", "node-2"])
+    (home.path / "empty").touch()
+    until(lambda: everything(home) == () and home.supervisor() is None)

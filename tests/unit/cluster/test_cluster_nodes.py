@@ -56,16 +56,37 @@ def test_a_node_hears_that_it_is_to_leave_and_when_it_is_empty(nodes):
     assert watch.done
 
 
-def test_the_wish_for_another_node_or_an_earlier_life_of_this_one_is_nobodys(nodes):
+def test_the_wish_for_another_node_or_for_one_before_this_supervisor_is_nobodys(nodes):
     watch = watching(nodes, B.id)
     nodes.drain(A.id, DrainRequest("ada", 1.0))
+    nodes.drain(C.id, DrainRequest("ada", 1.0))
     watch.look()
-    assert not watch.wanted
+    assert not watch.wanted and set(nodes.drains()) == {A.id, C.id}
+
+
+def test_the_wish_for_an_earlier_life_of_this_node_is_passed_on_to_the_present_one(nodes):
+    watch = watching(nodes, B.id)
     nodes.drain(B.id, DrainRequest("ada", 1.0))
+    watch.follow(C.id)  # its Ray was started again before anybody had looked
     watch.look()
+    assert watch.wanted and not watch.done
+    assert nodes.drains()[C.id] == DrainRequest("ada", 1.0)
+    nodes.report(NodeReports((NodeReport(B.id, "", "", state="DRAINED"), C), 2.0))
+    watch.look()
+    assert not watch.done
+    nodes.report(NodeReports((NodeReport(C.id, "", "", state="DRAINED"),), 3.0))
+    watch.look()
+    assert watch.done
+
+
+def test_a_wish_that_was_heard_outlasts_a_new_start_of_ray(nodes):
+    watch = watching(nodes, B.id)
+    nodes.drain(B.id, DrainRequest("ada", 1.0))
+    nodes.report(NodeReports((NodeReport(B.id, "", "", state="DRAINED"),), 1.0))
+    watch.look()
+    assert watch.done
     watch.follow(C.id)
-    watch.look()
-    assert not watch.wanted and not watch.done
+    assert watch.wanted and not watch.done
 
 
 def test_a_store_that_is_away_changes_nothing(nodes):
