@@ -18,7 +18,8 @@ LEAST_DIGITS = 4  # of an id that may stand for it: a slip of the finger names n
 class NodeReport:
     """One node. `gateway` is Serve's word for the gateway there, "" where there is none; `door_port` its HTTP port.
 
-    `replicas` counts by "model:version". A node is DRAINED once it was asked to drain and runs nothing any more.
+    `replicas` counts by "model:version". A node is DRAINED once it was asked to drain and runs nothing any more;
+    `reason` says why one that was asked to drain does not.
     """
 
     id: str
@@ -31,6 +32,7 @@ class NodeReport:
     replicas: dict[str, int] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,15 @@ from ray.serve.schema import ServeStatus
 from cluster.documents import ModelDocument, VersionRecord, VersionStatus, spec_of
 from cluster.errors import ServingError, StoreUnavailable
 from cluster.nodes import NodeReports
-from cluster.policy.nodes import NodeMemory, NodeSeen, node_reports, plan_drains, plan_gateways
+from cluster.policy.nodes import (
+    NodeMemory,
+    NodeSeen,
+    Refusal,
+    after_drain_refused,
+    node_reports,
+    plan_drains,
+    plan_gateways,
+)
 from cluster.policy.reconcile import Applied, Seen, Wanted, after_refusal, at_rest, plan, refused
 from cluster.settings import Boot
 from cluster.store import VersionStore
@@ -89,6 +97,7 @@ class Reconciler:
         self._memory: dict[str, Applied] = {}
         self._reported: dict[str, dict[str, VersionStatus]] = {}
         self._node_memory: dict[str, NodeMemory] = {}
+        self._refusals: dict[str, Refusal] = {}  # of drains, by node id
         self._nodes_reported = NodeReports()
         self._live: dict[str, NodeSeen] = {}  # nodes when they were last listed
         self._placing = Placing()
@@ -107,6 +116,8 @@ class Reconciler:
         status, replicas, unplaced = serve_seen()
         seen, gateways = applications_seen(status)
         nodes_settled = self._look_after_nodes(replicas, gateways)
+        if not self._live:
+            return  # which versions take a GPU is decided once, so not before the nodes were seen; soon tried again
         self._placing.look(self._live.values(), unplaced, time.monotonic())
         before = self._before(documents, wanted)
         demands = {name: self._placing.demand(record, before.get(name)) for name, record in records.items()}
@@ -173,18 +184,27 @@ class Reconciler:
                 self._run(apps.GATEWAY_APP + node, apps.gateway_application(node, self._settings.gateway))
             except Exception:  # versions are looked after all the same, and the next step tries again
                 log.exception("the gateway of node %s could not be run", node)
-        drain, forget = plan_drains(nodes, self._store.nodes.drains(), time.time())
-        for node in drain:
-            why = self._nodes.drain(node)
-            log.info("drain node %s%s", node, f": refused: {why}" if why else "")
-        for node in forget:
+        draining = plan_drains(nodes, self._store.nodes.drains(), self._refusals, time.monotonic(), time.time())
+        self._refusals = draining.refusals
+        for node in draining.drain:
+            self._drain(node)
+        for node in draining.forget:
             self._store.nodes.forget(node)
-        reports = NodeReports(node_reports(nodes, gateways), time.time())
+        reports = NodeReports(node_reports(nodes, gateways, self._refusals), time.time())
         last = self._nodes_reported
         if reports.nodes != last.nodes or reports.at_s - last.at_s > NODES_REPORT_S:
             self._store.nodes.report(reports)
             self._nodes_reported = reports
-        return not (decided.run or decided.delete or drain or any(node.draining for node in nodes.values()))
+        return not (decided.run or decided.delete or draining.drain or any(node.draining for node in nodes.values()))
+
+    def _drain(self, node: str) -> None:
+        """Have Ray drain a node, and remember why it would not."""
+        why = self._nodes.drain(node)
+        before = self._refusals.pop(node, None)
+        if why:
+            self._refusals[node] = after_drain_refused(before, why, time.monotonic())
+        if not why or before is None or before.why != why:
+            log.info("drain node %s%s", node, f": refused: {why}" if why else "")
 
     @staticmethod
     def _run(name: str, application: serve.Application) -> None:

@@ -21,7 +21,7 @@ from converters.runtime import can_use_gpu
 
 
 class Placing:
-    """Keeps what was seen last of nodes and of replicas that wait."""
+    """Keeps what was seen last of nodes and of replicas that wait: `look` before anything else."""
 
     def __init__(self) -> None:
         self._rooms: tuple[NodeRoom, ...] = ()
@@ -43,6 +43,4 @@ class Placing:
 
     def explain(self, name: str, status: VersionStatus, demand: Demand, now_s: float) -> VersionStatus:
         """`status` of an application with what waits for a node and why."""
-        if not self._rooms:  # nodes were never listed yet
-            return status
         return explained(status, demand, self._unplaced.get(name), self._rooms, now_s)

@@ -50,7 +50,12 @@ class ServeScale:
         replicas = min(verdict.replicas, self._granted)
         changed = self._note.changed
         if replicas != ctx.target_num_replicas:
-            changed = f"{ctx.target_num_replicas} -> {replicas}: {verdict.reason}"
+            reason = verdict.reason
+            if replicas < verdict.replicas:
+                reason = f"granted {replicas} of the {verdict.replicas} it wants, others need the rest"
+            elif replicas == load.target:  # the policy changes nothing, the grant does
+                reason = f"granted all {replicas} it wants"
+            changed = f"{ctx.target_num_replicas} -> {replicas}: {reason}"
             log.info("scale %s: %s", ctx.app_name, changed)
         self._write(ctx.app_name, self._note, Note(verdict.replicas, changed, time.time()))
         return replicas, {"reason": verdict.reason}

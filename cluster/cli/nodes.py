@@ -68,6 +68,8 @@ def _wait_drained(nodes: NodeStore, node: NodeReport, timeout_s: float, as_json:
 
 
 def _what_is_left(node: NodeReport) -> str:
+    if node.reason:
+        return node.reason
     parts = [f"{count} of {version}" for version, count in node.replicas.items()]
     if node.gateway:
         parts.append("the gateway")
@@ -102,6 +104,7 @@ def nodes_text(facts: dict[str, Any], time_s: float) -> list[str]:
         for node in facts["nodes"]
     ]
     lines = [columns(("node", "name", "address", "state", "gateway", "CPUs", "GPUs", "replicas"), rows)]
+    lines += [f"warning  {node['address']} {node['reason']}" for node in facts["nodes"] if node["reason"]]
     age_s = time_s - facts["at_s"]
     if age_s > STALE_S:
         lines.append(f"warning  the controller reported these nodes {age_s:.0f} s ago, and nothing since")

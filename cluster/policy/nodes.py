@@ -17,6 +17,8 @@ LINGER_S = 30.0  # a gateway stays for so long after the last replica on its nod
 LEAVE_S = 5.0  # a gateway whose node drains fails its health checks for so long before it refuses connections
 RETRY_S = 15.0  # a gateway that could not be started is tried again after so long
 REMEMBER_DRAIN_S = 3600.0  # a node that has left may still ask whether it was meant to
+REFUSED_FIRST_S = 2.0  # a drain that was refused is asked for again after so long, each time twice as long
+REFUSED_MOST_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +107,54 @@ def _wanted(node: NodeSeen, busy_at_s: float | None, now_s: float) -> bool:
     return node.head or node.idle_gateway or (busy_at_s is not None and now_s - busy_at_s <= LINGER_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node that could not be drained: why, how often that was so, and when to try again."""
+
+    why: str
+    times: int
+    again_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainPlan:
+    """Node ids to ask Ray to drain now, those whose wish may be forgotten, and the refusals that still matter."""
+
+    drain: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+
+
 def plan_drains(
-    nodes: Mapping[str, NodeSeen], wishes: Mapping[str, DrainRequest], time_s: float
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Node ids to ask Ray to drain now, and those whose wish may be forgotten.
+    nodes: Mapping[str, NodeSeen],
+    wishes: Mapping[str, DrainRequest],
+    refusals: Mapping[str, Refusal],
+    now_s: float,
+    time_s: float,
+) -> DrainPlan:
+    """The next step for every wish to drain a node. The head is never drained: the cluster ends with it.
 
-    The head is never drained: the cluster ends with it. `time_s` is seconds since 1970.
+    Args:
+        refusals: `DrainPlan.refusals` of the last call, with what was refused since.
+        now_s: The clock of `Refusal.again_at_s`: any monotonic one.
+        time_s: Seconds since 1970.
     """
-    drain = tuple(id for id in wishes if id in nodes and not nodes[id].draining and not nodes[id].head)
+    due = [id for id in wishes if id in nodes and not nodes[id].draining and not nodes[id].head]
+    kept = {id: refusals[id] for id in due if id in refusals}
+    drain = tuple(id for id in due if id not in kept or now_s >= kept[id].again_at_s)
     forget = tuple(id for id, wish in wishes.items() if id not in nodes and abs(time_s - wish.at_s) > REMEMBER_DRAIN_S)
-    return drain, forget
+    return DrainPlan(drain, forget, kept)
 
 
-def node_reports(nodes: Mapping[str, NodeSeen], gateways: Mapping[str, str]) -> tuple[NodeReport, ...]:
+def after_drain_refused(before: Refusal | None, why: str, now_s: float) -> Refusal:
+    """What to remember of a drain that was refused once more."""
+    times = before.times if before is not None else 0
+    return Refusal(why, times + 1, now_s + min(REFUSED_FIRST_S * 2.0 ** min(times, 32), REFUSED_MOST_S))
+
+
+def node_reports(
+    nodes: Mapping[str, NodeSeen], gateways: Mapping[str, str], refusals: Mapping[str, Refusal]
+) -> tuple[NodeReport, ...]:
     """What to report, the head first, then by address and id."""
     return tuple(
         NodeReport(
@@ -133,6 +170,7 @@ def node_reports(nodes: Mapping[str, NodeSeen], gateways: Mapping[str, str]) -> 
             used={
                 name: round(total - node.available.get(name, total), 4) for name, total in sorted(node.total.items())
             },
+            reason=f"cannot be drained: {refusals[node.id].why}" if node.id in refusals else "",
         )
         for node in sorted(nodes.values(), key=lambda node: (not node.head, node.address, node.id))
     )

@@ -9,8 +9,10 @@ from cluster.policy.nodes import (
     LINGER_S,
     REMEMBER_DRAIN_S,
     RETRY_S,
+    DrainPlan,
     NodeMemory,
     NodeSeen,
+    after_drain_refused,
     node_reports,
     plan_drains,
     plan_gateways,
@@ -115,21 +117,48 @@ def test_a_gateway_is_run_only_where_there_is_none_and_deleted_only_where_there_
 WISH = DrainRequest("ada", 1000.0)
 
 
+def drains(nodes, wishes, refusals=None, now_s=0.0, time_s=1001.0):
+    return plan_drains(nodes, wishes, refusals or {}, now_s, time_s)
+
+
 def test_a_node_is_drained_once_and_a_head_or_an_unknown_node_never():
     nodes = seen(node("a", head=True), node("b"), node("c", draining=True))
-    assert plan_drains(nodes, dict.fromkeys("abcx", WISH), 1001.0) == (("b",), ())
+    assert drains(nodes, dict.fromkeys("abcx", WISH)) == DrainPlan(drain=("b",))
 
 
 def test_the_wish_for_a_node_that_has_left_is_kept_for_a_while():
-    assert plan_drains({}, {"x": WISH}, 1000.0 + REMEMBER_DRAIN_S) == ((), ())
-    assert plan_drains({}, {"x": WISH}, 1000.1 + REMEMBER_DRAIN_S) == ((), ("x",))
-    assert plan_drains(seen(node("x", draining=True)), {"x": WISH}, 9e9) == ((), ())
+    assert drains({}, {"x": WISH}, time_s=1000.0 + REMEMBER_DRAIN_S).forget == ()
+    assert drains({}, {"x": WISH}, time_s=1000.1 + REMEMBER_DRAIN_S).forget == ("x",)
+    assert drains(seen(node("x", draining=True)), {"x": WISH}, time_s=9e9) == DrainPlan()
+
+
+def test_a_drain_that_is_refused_is_asked_for_later_and_later():
+    nodes, refusal, now_s, waits = seen(node("b")), None, 50.0, []
+    for _ in range(8):
+        refusals = {"b": refusal} if refusal else {}
+        assert drains(nodes, {"b": WISH}, refusals, now_s).drain == ("b",)
+        refusal = after_drain_refused(refusal, "busy", now_s)
+        waits.append(refusal.again_at_s - now_s)
+        held = drains(nodes, {"b": WISH}, {"b": refusal}, refusal.again_at_s - 0.1)
+        assert held.drain == () and held.refusals == {"b": refusal}
+        now_s = refusal.again_at_s
+    assert waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0] and refusal.times == 8
+
+
+def test_a_refusal_is_forgotten_once_the_node_drains_or_has_left_or_nobody_wants_it_any_more():
+    refusals = {"b": after_drain_refused(None, "busy", 0.0)}
+    for nodes, wishes in (
+        (seen(node("b", draining=True)), {"b": WISH}),
+        ({}, {"b": WISH}),
+        (seen(node("b")), {}),
+    ):
+        assert drains(nodes, wishes, refusals, 9.0).refusals == {}
 
 
 def test_a_node_is_drained_only_once_neither_replica_nor_gateway_is_there():
     empty, busy = node("b", draining=True), node("b", draining=True, replicas={"m:1": 1})
     states = [
-        node_reports(seen(each), gateways)[0].state
+        node_reports(seen(each), gateways, {})[0].state
         for each, gateways in ((node("b"), {}), (busy, {}), (empty, {"b": "DELETING"}), (empty, {}))
     ]
     assert states == ["UP", "DRAINING", "DRAINING", "DRAINED"]
@@ -141,8 +170,9 @@ def test_reports_show_the_head_first_and_what_is_used():
         node("a"),
         node("h", head=True),
     )
-    reports = node_reports(nodes, {"b": "RUNNING"})
+    reports = node_reports(nodes, {"b": "RUNNING"}, {"a": after_drain_refused(None, "busy", 0.0)})
     assert [report.id for report in reports] == ["h", "a", "b"]
     last = reports[-1]
     assert (last.used, last.gateway) == ({"CPU": 2.5, "GPU": 0.0}, "RUNNING")
     assert list(last.replicas) == ["m:2", "n:1"]
+    assert [report.reason for report in reports] == ["", "cannot be drained: busy", ""]

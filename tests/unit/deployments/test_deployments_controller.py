@@ -1,9 +1,11 @@
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from cluster.documents import DeploySettings, ModelDocument, VersionRecord
-from cluster.nodes import NodeReports
+from cluster.nodes import DrainRequest, NodeReports
 from cluster.policy.nodes import NodeSeen
 from cluster.settings import Settings
 from cluster.tensors import Signature, TensorSpec
@@ -93,7 +95,8 @@ def test_a_grant_bounds_what_is_asked_for_and_not_what_is_wanted(monkeypatch):
     scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5), granted=1))
     assert scale(context())[0] == 1
     [(app, note)] = notes
-    assert (app, note.wants) == ("model:m:1", 3) and note.changed.startswith("2 -> 1: up: ")
+    assert (app, note.wants) == ("model:m:1", 3)
+    assert note.changed == "2 -> 1: granted 1 of the 3 it wants, others need the rest"
     scale(context(target_num_replicas=1))
     assert len(notes) == 1  # nothing new, and not long ago
 
@@ -109,6 +112,8 @@ def test_what_is_wanted_outlasts_a_quiet_moment_and_a_new_bound(monkeypatch):
     scale = ServeScale(**arguments)
     assert scale(context())[0] == 2 and notes["model:m:1"].wants == 3
     assert scale(quiet)[0] == 2 and notes["model:m:1"].wants == 3
+    wider = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5), granted=4))
+    assert wider(quiet)[0] == 3 and notes["model:m:1"].changed == "2 -> 3: granted all 3 it wants"
     assert ServeScale(**arguments)(quiet)[0] == 2 and notes["model:m:1"].wants == 3
     assert (
         ServeScale(**policy_arguments(DeploySettings(max_replicas=5)))(quiet)[0] == 2
@@ -127,7 +132,7 @@ def test_a_gateway_that_cannot_be_run_keeps_nobody_else_waiting(monkeypatch):
     reconciler._nodes = SimpleNamespace(seen=lambda replicas: {"n": NodeSeen("n", "10.0.0.2", "beta", door_port=1)})
     wishes = SimpleNamespace(drains=dict, report=reported.append)
     reconciler._store = SimpleNamespace(nodes=wishes)
-    reconciler._node_memory, reconciler._nodes_reported = {}, NodeReports()
+    reconciler._node_memory, reconciler._nodes_reported, reconciler._refusals = {}, NodeReports(), {}
     asked = []
 
     def fail(name, application):
@@ -138,3 +143,49 @@ def test_a_gateway_that_cannot_be_run_keeps_nobody_else_waiting(monkeypatch):
     assert reconciler._look_after_nodes({}, {}) is False
     assert asked == [apps.GATEWAY_APP + "n"]
     assert [node.id for node in reported[0].nodes] == ["n"]
+
+
+def test_a_drain_that_is_refused_is_told_once_and_not_asked_for_all_the_time(caplog):
+    reported, asked = [], []
+    reconciler = object.__new__(Reconciler)
+    reconciler._settings = Settings()
+    nodes = {"n": NodeSeen("n", "10.0.0.2", "beta")}
+
+    def drain(node):
+        asked.append(node)
+        return "the raylet does not answer"
+
+    reconciler._nodes = SimpleNamespace(seen=lambda replicas: nodes, drain=drain)
+    wishes = SimpleNamespace(drains=lambda: {"n": DrainRequest("ada", time.time())}, report=reported.append)
+    reconciler._store = SimpleNamespace(nodes=wishes)
+    reconciler._node_memory, reconciler._nodes_reported, reconciler._refusals = {}, NodeReports(), {}
+    with caplog.at_level("INFO", "ray.serve"):
+        for _ in range(5):
+            reconciler._look_after_nodes({}, {})
+        reconciler._refusals["n"] = replace(reconciler._refusals["n"], again_at_s=0.0)
+        reconciler._look_after_nodes({}, {})
+    assert asked == ["n", "n"] and reconciler._refusals["n"].times == 2
+    assert len([line for line in caplog.messages if "refused" in line]) == 1
+    assert [report.nodes[0].reason for report in reported] == ["cannot be drained: the raylet does not answer"]
+    nodes["n"] = replace(nodes["n"], draining=True)
+    reconciler._look_after_nodes({}, {})
+    assert reconciler._refusals == {} and reported[-1].nodes[0].reason == ""
+
+
+def test_nothing_is_deployed_before_the_nodes_were_seen(monkeypatch):
+    """A version without --accelerator is placed on GPUs or on CPUs for good when it is deployed."""
+
+    def unreachable(replicas):
+        raise RuntimeError("the head is busy")
+
+    monkeypatch.setattr("deployments.controller.serve_seen", lambda: (SimpleNamespace(applications={}), {}, {}))
+    document = ModelDocument("m", {"1": record("1")})
+    reconciler = object.__new__(Reconciler)
+    reconciler._nodes = SimpleNamespace(seen=unreachable)
+    reconciler._follower = SimpleNamespace(
+        poll=lambda: SimpleNamespace(adopted=False), up=True, documents={"m": document}
+    )
+    reconciler._live, reconciler._memory, reconciler._reported = {}, {}, {}
+    reconciler._placing = None  # what is not asked cannot decide
+    reconciler.step()
+    assert not reconciler.settled and reconciler._memory == {} and reconciler._reported == {}

@@ -59,11 +59,6 @@ def test_a_node_that_drains_takes_nothing():
     assert (status.pending, status.reason) == (1, "1 replica waits: no node has 1 GPU: there is none")
 
 
-def test_before_nodes_were_listed_nothing_is_said_of_them():
-    status = VersionStatus("1", "LOADING")
-    assert Placing().explain("model:m:1", status, Demand(), 9.0) == status
-
-
 def test_a_selected_node_type_is_waited_for():
     place = Placing()
     for now_s in (0.0, 5.0):

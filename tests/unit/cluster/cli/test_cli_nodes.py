@@ -1,6 +1,7 @@
 """`prism drain`, the nodes in `prism status`, and how `prism up` refuses to join."""
 
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -13,10 +14,11 @@ from cluster.cli.main import cli
 from cluster.cli.nodes import node_facts, nodes_text
 from cluster.cli.session import Session
 from cluster.errors import OperatorError, ServingError
-from cluster.home import Home
+from cluster.home import Home, SupervisorState
 from cluster.join import JoinDocument
 from cluster.nodes import NodeReport, NodeReports
-from cluster.settings import Boot, GatewaySettings, Settings
+from cluster.procs import Identity
+from cluster.settings import Boot, GatewaySettings, HttpSettings, Settings
 from cluster.store.memory import MemoryStore
 
 HEAD = NodeReport("aa" * 28, "10.0.0.1", "alpha", head=True, door_port=8000, gateway="RUNNING", total={"CPU": 8.0})
@@ -104,18 +106,109 @@ def test_an_old_report_is_shown_as_such():
     assert nodes_text(node_facts(NodeReports()), 2000.0) == []
 
 
+def test_status_and_drain_say_why_a_node_does_not_drain(session):
+    stuck = replace(WORKER, reason="cannot be drained: the raylet does not answer")
+    told = run(session((HEAD, stuck), (HEAD, stuck), (HEAD, EMPTY)), "drain", "beta")
+    assert "beta, 10.0.0.2): cannot be drained: the raylet does not answer" in told
+    lines = nodes_text(node_facts(NodeReports((HEAD, stuck), 1000.0)), 1000.0)
+    assert lines[1:] == ["warning  10.0.0.2 cannot be drained: the raylet does not answer"]
+
+
 def up(home, *arguments):
     done = CliRunner().invoke(cli, ["up", "--home", str(home.path), *arguments])
     assert isinstance(done.exception, OperatorError), done.output
     return done.exception.message
 
 
+JOINED = JoinDocument("127.0.0.1:1", "redis://x", "/a", "r", "a", "w", GatewaySettings())
+
+
 def test_up_refuses_to_join_without_the_heads_file_and_to_turn_a_head_or_a_node_into_the_other(tmp_path):
     home = Home(tmp_path / "home")
     assert "copy join.json" in up(home, "--address", "127.0.0.1:1")
     home.path.mkdir()
-    JoinDocument("127.0.0.1:1", "redis://x", "/a", "r", "a", "w", GatewaySettings()).write(home.join_file)
+    JOINED.write(home.join_file)
     assert "is a node of another cluster" in up(home)
     assert "127.0.0.1:1 does not answer" in up(home, "--address", "127.0.0.1:1")
     home.ray_port_file.write_text("1")
     assert "holds a head's state" in up(home, "--join", str(home.join_file))
+
+
+def test_a_head_that_only_this_machine_reaches_and_whose_store_is_elsewhere_is_a_head_too(tmp_path):
+    home = Home(tmp_path / "home")
+    home.path.mkdir()
+    JOINED.write(tmp_path / "join.json")
+    assert "does not answer" in up(home, "--join", str(tmp_path / "join.json"))
+    home.head_file.touch()
+    assert "holds a head's state" in up(home, "--join", str(tmp_path / "join.json"))
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A home in which something seems to run: a head, or a node that has joined one."""
+
+    def make(joined=False, phase="ready", settings=Settings()):
+        home = Home(tmp_path / "home")
+        home.path.mkdir()
+        me = Identity.of(os.getpid())
+        home.write_supervisor(SupervisorState(me.pid, me.started_s, phase))
+        Boot(str(home), "", "", "redis://x", "/a", "127.0.0.1:1", "a", "w", 8123, 2, settings).write(home.boot_file)
+        (JOINED.write(home.join_file) if joined else home.head_file.touch())
+        return home
+
+    return make
+
+
+def stays_up(home, *arguments):
+    done = CliRunner().invoke(cli, ["up", "--home", str(home.path), "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)["already_up"]
+
+
+def test_a_head_that_runs_is_not_asked_in_vain_to_join_another(running, tmp_path):
+    home = running()
+    JOINED.write(tmp_path / "join.json")
+    for arguments in (("--join", str(tmp_path / "join.json")), ("--address", "127.0.0.1:1")):
+        assert "a head runs in" in up(home, *arguments)
+    assert stays_up(home)
+
+
+def test_a_node_that_runs_stays_in_its_cluster_and_says_so_where_another_is_meant(running, tmp_path):
+    home = running(joined=True)
+    assert (
+        stays_up(home) and stays_up(home, "--join", str(home.join_file)) and stays_up(home, "--address", "127.0.0.1:1")
+    )
+    assert "has joined the cluster at 127.0.0.1:1, not this one at 127.0.0.2:1" in up(home, "--address", "127.0.0.2:1")
+    replace(JOINED, wire_secret="another").write(tmp_path / "join.json")
+    assert "has joined the cluster at" in up(home, "--join", str(tmp_path / "join.json"))
+
+
+def test_what_runs_is_not_asked_in_vain_for_other_settings(running, tmp_path):
+    home = running(settings=Settings(http=HttpSettings(port=0)))
+    file = tmp_path / "settings.yaml"
+    file.write_text("gateway: {replicas: 1}\n")
+    assert stays_up(home, "--http-port", "8123", "--config", str(file)) and stays_up(home, "--http-port", "0")
+    file.write_text("gateway: {replicas: 2}\nlimits: {cpus: 3}\n")
+    told = up(home, "--http-port", "8124", "--config", str(file))
+    assert "with another http.port, gateway.replicas, limits.cpus; to change that: prism down" in told
+
+
+def test_a_node_takes_its_gateways_settings_from_the_head(running, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("gateway: {replicas: 2}\n")
+    assert stays_up(running(joined=True), "--config", str(file))
+
+
+@pytest.mark.parametrize("phase", ["draining", "stopping"])
+def test_what_is_about_to_end_is_not_called_up(running, phase):
+    assert f"Prism is {phase} in" in up(running(phase=phase))
+
+
+def test_what_is_only_starting_is_left_to_whoever_started_it(running):
+    home = running(phase="starting")
+    home.boot_file.unlink()
+    assert "Prism is starting in" in up(home)
+    join = home.path / "other.json"
+    JOINED.write(join)
+    assert "Prism is starting in" in up(home, "--join", str(join))
+    assert not home.join_file.exists()
