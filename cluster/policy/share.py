@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 
 from cluster.errors import InvalidRequest
 
 SLACK = 1e-6  # resources are sums of decimal fractions
+STEPS = 16  # turns that are taken singly before it is worth looking how many could be taken at once
+JUMP_PRECISION = 1e-9  # of a level, relative to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,39 +95,95 @@ def limits(claims: Mapping[str, Claim], capacity: Mapping[str, float]) -> dict[s
 
 
 class _Division:
-    """Replicas given so far and what is left."""
+    """Replicas given so far and what is left.
+
+    Replicas are given in turns, by who would have the least with one more. Between two events (a claim has all it may
+    have, or no longer fits) nothing but these turns happens, so that many of them are taken in one jump: the cost grows
+    with the number of claims, and not with the number of replicas.
+    """
 
     def __init__(self, claims: Mapping[str, Claim], capacity: Mapping[str, float]) -> None:
         self._claims = claims
-        self._capacity = capacity
         self._left = dict(capacity)
+        self._size = {name: _size(claim, capacity) for name, claim in claims.items()}
         self.given = dict.fromkeys(claims, 0)
 
     def fill(self, goal: Callable[[Claim], int], patient: bool) -> None:
-        """Give replicas one by one until everybody has its goal or nothing fits. `patient`: canaries wait for their
-        stable versions; without it they have had their turn."""
-        open_names = {name for name, claim in self._claims.items() if self.given[name] < goal(claim)}
-        while open_names:
+        """Give until everybody has its goal or nothing fits. `patient`: canaries wait for their stable versions;
+        without it they have had their turn."""
+        goals = {name: goal(claim) for name, claim in self._claims.items()}
+        waiting = {name for name in self._claims if self.given[name] < goals[name]}
+        while waiting:
             ready = [
                 name
-                for name in open_names
-                if not (patient and self._claims[name].after in open_names and self._claims[name].after != name)
-            ] or list(open_names)  # canaries that wait for each other wait for nobody
-            name = min(ready, key=self._turn)
-            claim = self._claims[name]
-            if all(self._left.get(r, 0.0) + SLACK >= amount for r, amount in claim.needs.items() if amount):
-                for resource, amount in claim.needs.items():
-                    self._left[resource] = self._left.get(resource, 0.0) - amount
-                self.given[name] += 1
-                if self.given[name] < goal(claim):
-                    continue
-            open_names.discard(name)
+                for name in waiting
+                if not (patient and self._claims[name].after in waiting and self._claims[name].after != name)
+            ] or list(waiting)  # canaries that wait for each other wait for nobody
+            first = max(self._claims[name].priority for name in ready)
+            waiting.discard(self._until_one_is_done(ready, first, goals))
 
-    def _turn(self, name: str) -> tuple[int, float, str]:
-        """What goes first is smallest."""
-        claim = self._claims[name]
-        largest = max(
-            (amount / self._capacity[r] for r, amount in claim.needs.items() if self._capacity.get(r, 0.0) > 0),
-            default=0.0,
-        )
-        return -claim.priority, (self.given[name] + 1) * max(largest, SLACK) / claim.weight, name
+    def _until_one_is_done(self, ready: list[str], priority: int, goals: Mapping[str, int]) -> str:
+        """Take turns until one of those of `priority` has its goal, or does not fit: its name."""
+        group = [name for name in ready if self._claims[name].priority == priority]
+        while True:
+            turns = [(self._level(name, self.given[name] + 1), name) for name in group]
+            heapify(turns)
+            for _ in range(STEPS):
+                _, name = turns[0]
+                if not self._fits({name: 1}):
+                    return name
+                self._take({name: 1})
+                if self.given[name] == goals[name]:
+                    return name
+                heapreplace(turns, (self._level(name, self.given[name] + 1), name))
+            self._take(self._jump(group, goals))
+
+    def _jump(self, group: list[str], goals: Mapping[str, int]) -> dict[str, int]:
+        """Replicas that `group` is given before one of it is done: nearly as many as there are."""
+        low = min(self._level(name, self.given[name] + 1) for name in group)
+        high = min(self._level(name, goals[name]) for name in group)
+        reached = self._turns_below(group, high)
+        if self._fits(reached):
+            return reached
+        while high - low > JUMP_PRECISION * high:
+            level = (low + high) / 2
+            if self._fits(self._turns_below(group, level)):
+                low = level
+            else:
+                high = level
+        return self._turns_below(group, low)
+
+    def _turns_below(self, group: list[str], level: float) -> dict[str, int]:
+        """How many replicas each takes before anybody takes one at `level` or above it."""
+        found = {}
+        for name in group:
+            count = int(level * self._claims[name].weight / self._size[name])
+            while self._level(name, count) >= level:  # what rounding has added, or taken
+                count -= 1
+            while self._level(name, count + 1) < level:
+                count += 1
+            found[name] = max(0, count - self.given[name])
+        return found
+
+    def _level(self, name: str, count: int) -> float:
+        """What a claim would have with `count` replicas, by its weight; who has least goes first."""
+        return count * self._size[name] / self._claims[name].weight
+
+    def _fits(self, counts: Mapping[str, int]) -> bool:
+        used: dict[str, float] = {}
+        for name, count in counts.items():
+            for resource, amount in self._claims[name].needs.items():
+                used[resource] = used.get(resource, 0.0) + count * amount
+        return all(self._left.get(resource, 0.0) + SLACK >= amount for resource, amount in used.items() if amount)
+
+    def _take(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self.given[name] += count
+            for resource, amount in self._claims[name].needs.items():
+                self._left[resource] = self._left.get(resource, 0.0) - count * amount
+
+
+def _size(claim: Claim, capacity: Mapping[str, float]) -> float:
+    """The share of the cluster that one replica takes, by the resource of which it takes most."""
+    shares = (amount / capacity[r] for r, amount in claim.needs.items() if capacity.get(r, 0.0) > 0)
+    return max(SLACK, max(shares, default=0.0))
