@@ -35,6 +35,7 @@ ALWAYS, WITH_REPLICAS = "always", "with-replicas"
 _LOG_BYTES = 16 << 20
 _AUTOSCALER = "monitor"  # Ray's name of its process
 _AUTOSCALER_PAUSE_S = 10.0
+_METRIC_PORT_VARIABLE = "AUTOSCALER_METRIC_PORT"  # Ray's
 
 # Variables of the user's own Ray work that would lead our processes, or theirs, to the wrong cluster.
 _FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -241,6 +242,17 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             if include_dashboard:
                 super().start_api_server(include_dashboard=True, raise_on_failure=raise_on_failure)
+
+        def start_monitor(self) -> None:
+            """The autoscaler, without the port on which Ray has it tell its figures to anybody: that port is the same
+            for all homes of a machine. An operator who wants it chooses one."""
+            ip = self._node_ip_address
+            if _METRIC_PORT_VARIABLE not in os.environ:
+                self._node_ip_address = None  # Ray's own way to say: no figures
+            try:
+                super().start_monitor()
+            finally:
+                self._node_ip_address = ip
 
     head: dict[str, Any] = {"gcs_server_port": _gcs_port(home, settings)}
     return PrismNode(

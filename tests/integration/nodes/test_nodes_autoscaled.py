@@ -36,7 +36,6 @@ ENVIRON = {
     "RAY_NODE_TYPE_NAME": HEAD_TYPE,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    "AUTOSCALER_METRIC_PORT": "0",
 }
 
 
@@ -101,6 +100,12 @@ class Elastic:
     def status(self) -> VersionStatus:
         return self.prism.store.statuses("m")["1"]
 
+    def autoscaler(self) -> psutil.Process:
+        """Ray's autoscaler, with which nodes come and go."""
+        marked = procs.find_marked(Home(self.prism.home).key)
+        (found,) = [process for process in marked if any("monitor.py" in word for word in process.cmdline())]
+        return found
+
     def raylet(self, ip: str) -> psutil.Process | None:
         """The node's own process; None if there is none."""
         found = []
@@ -161,6 +166,8 @@ def test_a_node_comes_with_load_takes_its_part_over_tcp_and_goes_with_the_load(e
     prism = elastic.prism
     prism.cli("deploy", "m:1", "--cpus", "1", "--memory", "0", "--min", "1", "--max", "2", "--down-after", "1")
     assert set(elastic.nodes) == {HEAD_IP}
+    listening = [c for c in elastic.autoscaler().net_connections() if c.status == psutil.CONN_LISTEN]
+    assert not listening, "two homes would meet there, and anybody may ask"
     with Traffic(prism.url("/v2/models/m/infer"), body, workers=6) as traffic:
         prism.until(lambda: elastic.status().pending == 1, 60)
         assert "1 replica waits: no node has 1 CPU free" in elastic.status().reason
