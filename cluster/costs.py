@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -50,3 +50,26 @@ class CostCurve:
             if r <= max_rows and self.run_s(r) > 0 and r / self.run_s(r) >= best * (1 - gain):
                 return r
         return max_rows
+
+    def corrected(self, points: Mapping[int, float], max_rows: int) -> Self:
+        """The curve of another machine, where `points` were measured and larger batches were not, for want of time.
+
+        Beyond the largest of `points` this curve's shape goes on, as much higher or lower as it was found to be there.
+        Without such a shape a single point says nothing of how batches of up to `max_rows` pay: the curve is empty.
+        """
+        if not points:
+            return self
+        last = max(points)
+        here_s = self.run_s(last)
+        if here_s > 0:
+            ratio = points[last] / here_s
+            beyond = {rows: ratio * s for rows, s in zip(self.rows, self.seconds, strict=True) if rows > last}
+            return type(self).of({**points, **beyond})
+        return type(self).of(points) if len(points) > 1 or last >= max_rows else type(self)()
+
+
+def fastest(curves: Iterable[CostCurve]) -> CostCurve:
+    """The least that a batch takes on any of several machines; curves without points are left out."""
+    known = [curve for curve in curves if curve.rows]
+    counts = {rows for curve in known for rows in curve.rows}
+    return CostCurve.of({rows: min(curve.run_s(rows) for curve in known) for rows in counts})

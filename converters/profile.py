@@ -24,6 +24,7 @@ from converters.runtime import Arrays, Runtime, open_runtime
 
 LEAST_RUNS, MOST_RUNS = 3, 1000
 MOST_S = 0.3  # per point
+BRIEF_RUNS, BRIEF_S = 8, 1.0  # per point and in all, where a replica waits for them
 
 
 def counts(max_rows: int) -> tuple[int, ...]:
@@ -59,12 +60,67 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def costs_here(
+    runtime: Runtime, artifact: Artifact, example: Arrays, device: str, threads: int, budget_s: float = BRIEF_S
+) -> CostCurve:
+    """Seconds per batch on this machine: the profile's where it was measured on one like it, else measured now.
+
+    Args:
+        runtime: Loaded and warm.
+        example: The artifact's sample, in the signature's order.
+        device: "cpu" or "gpu", as the runtime uses it.
+        threads: As the runtime was opened with.
+        budget_s: About how long measuring may take.
+    """
+    published = artifact.cost_curve(device)
+    profile = artifact.profile().get("devices", {}).get(device, {})
+    if published.rows and measured_alike(profile, device, threads):
+        return published
+    signature = artifact.manifest.signature
+    sizes = counts(signature.max_rows) if signature.batched else (1,)
+    return published.corrected(_brief_curve(runtime, example, sizes, signature.batched, budget_s), sizes[-1])
+
+
+def _brief_curve(
+    runtime: Runtime, example: Arrays, sizes: tuple[int, ...], batched: bool, budget_s: float
+) -> dict[int, float]:
+    """The least of a few runs of each size, the first left out. Larger sizes that would not fit the budget are left
+    out, and so are those that fail; the first is always run, and only once if that takes all of it."""
+    ends_s = time.perf_counter() + budget_s
+    points: dict[int, float] = {}
+    for i, rows in enumerate(sizes):
+        left_s = ends_s - time.perf_counter()
+        if points and LEAST_RUNS * rows * points[sizes[i - 1]] / sizes[i - 1] > left_s:
+            break
+        inputs = _resized(example, rows, batched)
+        try:
+            least_s = _timed(runtime, inputs)
+            if least_s < left_s:
+                least_s = _least(runtime, inputs, left_s / (len(sizes) - i))
+        except Exception:  # the device's memory is too small, say: the smaller ones were answered
+            if not points:
+                raise
+            break
+        points[rows] = least_s
+    return settle(points)
+
+
+def _least(runtime: Runtime, inputs: Arrays, share_s: float) -> float:
+    began_s = time.perf_counter()
+    least_s = _timed(runtime, inputs)
+    for _ in range(BRIEF_RUNS - 1):
+        if time.perf_counter() - began_s >= share_s:
+            break
+        least_s = min(least_s, _timed(runtime, inputs))
+    return least_s
+
+
 def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> dict[str, Any]:
     """An entry of `profile.json`'s `devices`. To be called in a fresh process: it measures its memory.
 
     Returns:
         `seconds_by_rows`, `best_rows` (beyond which a batch no longer pays), `load_s`, `first_call_s`, `loaded_bytes`
-        (after loading), `rss_bytes` (after the largest batch), `threads`, `cpu_model`.
+        (after loading), `rss_bytes` (after the largest batch), and what `machine` says.
     """
     artifact = Artifact.read(path)
     signature = artifact.manifest.signature
@@ -88,8 +144,7 @@ def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> d
         "first_call_s": first_call_s,
         "loaded_bytes": max(0, loaded_bytes),
         "rss_bytes": max(0, process.memory_info().rss - before_bytes),
-        "threads": threads,
-        "cpu_model": cpu_model(),
+        **machine(device, threads),
     }
 
 
@@ -117,10 +172,39 @@ def _seconds(runtime: Runtime, inputs: Arrays, share_s: float) -> float:
     taken: list[float] = []
     began_s = time.perf_counter()
     while len(taken) < LEAST_RUNS or (len(taken) < MOST_RUNS and time.perf_counter() - began_s < share_s):
-        started_s = time.perf_counter()
-        runtime.run(inputs)
-        taken.append(time.perf_counter() - started_s)
+        taken.append(_timed(runtime, inputs))
     return float(np.quantile(taken, 0.25))
+
+
+def _timed(runtime: Runtime, inputs: Arrays) -> float:
+    started_s = time.perf_counter()
+    runtime.run(inputs)
+    return time.perf_counter() - started_s
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What a measurement on `device` depends on here: `threads` and `cpu_model`, on a GPU `gpu_model` too."""
+    gpu = {"gpu_model": gpu_model()} if device == "gpu" else {}
+    return {"threads": threads, "cpu_model": cpu_model(), **gpu}
+
+
+def measured_alike(profile: Mapping[str, Any], device: str, threads: int) -> bool:
+    """Whether `profile`, an entry of `profile.json`'s `devices`, holds on `device` here with so many threads.
+
+    A GPU of which the driver tells no name is like no other.
+    """
+    here = machine(device, threads)
+    decisive = ("gpu_model",) if device == "gpu" else ("cpu_model", "threads")
+    return all(here[name] and profile.get(name) == here[name] for name in decisive)
+
+
+def gpu_model(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """The first GPU's name as NVIDIA's driver tells it; "" if there is none or it does not tell."""
+    for info in sorted(drivers.glob("*/information")):
+        for line in info.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def cpu_model() -> str:

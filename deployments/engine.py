@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
-from cluster.policy.arrival import too_late
+from cluster.policy.arrival import PACE_GAIN, too_late
 from cluster.policy.batch import BatchPolicy, Waiting
 from cluster.policy.shares import Shares
 from cluster.tensors import Signature
@@ -116,6 +116,7 @@ class Engine:
         self.batches = 0
         self.busy_s = 0.0
         self.expected_s = 0.0  # what the batches behind `busy_s` should have taken by the costs
+        self._pace = 1.0  # what batches take of late, as a share of that; refusing for more could refuse for ever
 
     def start(self) -> None:
         self._thread.start()
@@ -195,8 +196,7 @@ class Engine:
 
     def busy_total_s(self) -> float:
         """Seconds computed since the start, the running batch included."""
-        running_s = self._clock() - self._running_since_s if self._running is not None else 0.0
-        return self.busy_s + running_s
+        return self.busy_s + (self._clock() - self._running_since_s if self._running is not None else 0.0)
 
     def set_policy(self, policy: BatchPolicy) -> None:
         """Use another policy from the next batch on."""
@@ -206,15 +206,15 @@ class Engine:
 
     def _refuse_late(self, batch: MicroBatch, rows: int, now_s: float, errors: dict[int, ServingError]) -> None:
         """Refuse the requests whose deadline passes before an answer can be expected."""
-        left_s = 0.0
+        pace, left_s = self._pace, 0.0
         if self._running is not None:
-            left_s = max(0.0, self._policy.costs.run_s(self._running.rows) - (now_s - self._running_since_s))
+            left_s = max(0.0, pace * self._policy.costs.run_s(self._running.rows) - (now_s - self._running_since_s))
         earliest_s = min(batch.deadlines_s)
-        if earliest_s >= now_s + self._policy.predict_s(self._queue_rows, rows, left_s):
+        if earliest_s >= now_s + left_s + pace * self._policy.predict_s(self._queue_rows, rows):
             return
         units = [unit.waiting for unit in self._queue.values()]
         ahead = self._policy.rows_ahead(units, batch.priority, batch.source, self._shares)
-        needs_s = self._policy.predict_s(ahead, rows, left_s)
+        needs_s = left_s + pace * self._policy.predict_s(ahead, rows)
         for i, deadline_s in enumerate(batch.deadlines_s):
             if deadline_s < now_s + needs_s:
                 errors[i] = too_late(deadline_s - now_s, needs_s)
@@ -290,17 +290,18 @@ class Engine:
         """Back on the loop: hand every unit its rows."""
         self._running = None
         self.busy_s += job.compute_s
-        self.expected_s += self._policy.costs.run_s(job.rows)
+        expected_s = self._policy.costs.run_s(job.rows)
+        self.expected_s += expected_s
+        if expected_s > 0:
+            self._pace += PACE_GAIN * (min(1.0, job.compute_s / expected_s) - self._pace)
         self.batches += 1
         self.rows_done += job.rows
         if not self._closed:
             self._next()  # the thread works on the next batch while this one's answers are written
         position = offset = 0
         for unit in job.units:
-            errors = unit.errors
-            live = (
-                [i for i in range(len(unit.batch.rows)) if i not in errors] if errors else range(len(unit.batch.rows))
-            )
+            errors, count = unit.errors, len(unit.batch.rows)
+            live = [i for i in range(count) if i not in errors] if errors else range(count)
             rows = 0
             for i in live:
                 error = job.errors.get(position)

@@ -25,8 +25,9 @@ from cluster.errors import ArtifactCorrupt
 from cluster.policy.batch import BatchPolicy
 from cluster.policy.load import Counters, LoadMeter
 from cluster.settings import Boot
-from converters.runtime import Runtime, open_runtime
-from deployments import startup
+from converters.profile import costs_here
+from converters.runtime import Arrays, Runtime, open_runtime
+from deployments import costs, startup
 from deployments.engine import Engine
 from deployments.memory import freeze_start_up
 from deployments.startup import Stopwatch
@@ -39,7 +40,7 @@ class ModelReplica:
     """One replica of one model version. Deployed by `deployments.applications.model_application`."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, model: str, record: str, threads: int, accelerator: str, drain_s: float
+        self, model: str, record: str, threads: int, accelerator: str, provider: str, drain_s: float
     ) -> None:
         """Raises whatever keeps the version from being served, so that a failed load is a failed start.
 
@@ -48,6 +49,7 @@ class ModelReplica:
             record: JSON of the `VersionRecord`, without its `deploy`, which arrives through `reconfigure`.
             threads: Threads the runtime computes with.
             accelerator: "cpu", "gpu", or "auto" where the CPU may stand in for a GPU.
+            provider: How the runtime is to use a GPU, as `DeploySettings.provider`.
             drain_s: How long `__del__` may wait for what gateways have sent.
         """
         self._model = model
@@ -55,15 +57,30 @@ class ModelReplica:
         boot = Boot.of_this_node()
         watch = Stopwatch.of_this_process()
         watch.lap(startup.PROCESS)
-        self._artifact = await asyncio.to_thread(self._fetch, boot)
+        store = ArtifactStore(boot.artifacts_url, Path(boot.home) / "cache")
+        self._artifact = await asyncio.to_thread(store.verified, self._record.uri, self._record.digest)
         watch.lap(startup.FETCH)
         self._drain_s = drain_s
-        runtime = await asyncio.to_thread(open_runtime, self._artifact, threads=threads, accelerator=accelerator)
+        runtime = await asyncio.to_thread(
+            open_runtime,
+            self._artifact,
+            threads=threads,
+            accelerator=accelerator,
+            provider=provider,
+            gpu_share=min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)),
+            derived=store.derived,
+        )
         watch.lap(startup.LOAD)
-        self._costs = self._artifact.cost_curve(accelerator if accelerator != "auto" else used_device(runtime))
-        policy = self._policy(DeploySettings())
-        await asyncio.to_thread(warm_up, runtime, self._artifact, policy.max_rows)
+        chosen = accelerator != "auto" and provider != "tensorrt"
+        device = accelerator if chosen else used_device(runtime)
+        self._costs = self._artifact.cost_curve(device)
+        example = sample_of(self._artifact)
+        batched = self._record.signature.batched
+        await asyncio.to_thread(warm_up, runtime, example, self._policy(DeploySettings()).max_rows if batched else 0)
         watch.lap(startup.WARM_UP)
+        self._costs = await asyncio.to_thread(costs_here, runtime, self._artifact, example, device, threads)
+        policy = self._policy(DeploySettings())
+        watch.lap(startup.MEASURE)
         loop = asyncio.get_running_loop()
         self._engine = Engine(runtime, self._record.signature, policy, loop)
         self._engine.start()
@@ -87,10 +104,6 @@ class ModelReplica:
         )
         log.info("%s:%s %s", model, self._record.version, self._start)
 
-    def _fetch(self, boot: Boot) -> Artifact:
-        store = ArtifactStore(boot.artifacts_url, Path(boot.home) / "cache")
-        return store.verified(self._record.uri, self._record.digest)
-
     def _policy(self, deploy: DeploySettings) -> BatchPolicy:
         most = self._record.signature.max_rows
         rows = deploy.max_batch_rows or self._costs.best_rows(most)
@@ -108,8 +121,9 @@ class ModelReplica:
         self._meter.capacity_rows_per_s = self._costs.rows_per_s(policy.max_rows)
 
     def record_replica_metadata(self) -> dict[str, str]:
-        """Where gateways reach this replica, and how it started; Serve broadcasts it to every handle."""
-        return {**self._wire.addresses(), startup.METADATA: self._start.encode()}
+        """Where gateways reach this replica, how it started, what batches cost; Serve broadcasts it to every handle."""
+        told = {startup.METADATA: self._start.encode(), costs.METADATA: costs.encode(self._costs)}
+        return {**self._wire.addresses(), **told}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rates since the last call, and what waits now; `cluster.policy.load.ReplicaLoad` has the names."""
@@ -136,24 +150,34 @@ class ModelReplica:
 
 
 def used_device(runtime: Runtime) -> str:
-    """What a runtime that was free to choose computes on: "cpu" or "gpu"."""
-    return "cpu" if str(getattr(runtime, "provider", "")).startswith("CPU") else "gpu"
+    """What a runtime that was free to choose computes on, as profiles name it: "cpu", "gpu" or "tensorrt"."""
+    provider = str(getattr(runtime, "provider", ""))
+    return {"CPUExecutionProvider": "cpu", "TensorrtExecutionProvider": "tensorrt"}.get(provider, "gpu")
 
 
-def warm_up(runtime: Runtime, artifact: Artifact, batch_rows: int) -> None:
-    """Run the artifact's sample, alone and as a batch of `batch_rows`, so that the first request finds all loaded.
+def sample_of(artifact: Artifact) -> Arrays:
+    """The artifact's example of each input, in the signature's order.
 
     Raises: ArtifactCorrupt if there is no sample or it does not fit the signature.
     """
-    signature = artifact.manifest.signature
     file = artifact.path / SAMPLE
     if not file.is_file():
         raise ArtifactCorrupt(f"{SAMPLE}: it is not there, so nothing shows that the model answers")
+    inputs = artifact.manifest.signature.inputs
     with np.load(file, allow_pickle=False) as sample:
-        missing = [spec.name for spec in signature.inputs if spec.name not in sample]
+        missing = [spec.name for spec in inputs if spec.name not in sample]
         if missing:
             raise ArtifactCorrupt(f"{SAMPLE}: no example of input {missing[0]!r}")
-        inputs = tuple(np.ascontiguousarray(sample[spec.name]) for spec in signature.inputs)
-    runtime.run(inputs if not signature.batched else tuple(array[:1] for array in inputs))
-    if signature.batched:
-        runtime.run(tuple(np.repeat(array[:1], batch_rows, axis=0) for array in inputs))
+        return tuple(np.ascontiguousarray(sample[spec.name]) for spec in inputs)
+
+
+def warm_up(runtime: Runtime, example: Arrays, batch_rows: int) -> None:
+    """Run the sample, its first row alone and as a batch of `batch_rows`, so that the first request finds all loaded.
+
+    `batch_rows` 0: as it is, for a model without a batch axis.
+    """
+    if not batch_rows:
+        runtime.run(example)
+        return
+    runtime.run(tuple(array[:1] for array in example))
+    runtime.run(tuple(np.repeat(array[:1], batch_rows, axis=0) for array in example))

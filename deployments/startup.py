@@ -14,9 +14,9 @@ import psutil
 
 METADATA = "start"  # its key in a replica's metadata
 
-PROCESS, FETCH, LOAD, WARM_UP, LISTEN = "process", "fetch", "load", "warm-up", "listen"
+PROCESS, FETCH, LOAD, WARM_UP, MEASURE, LISTEN = "process", "fetch", "load", "warm-up", "measure", "listen"
 """Ray's worker with all imports; the artifact, read and verified; the runtime's session; the sample run through it;
-sockets bound."""
+batches timed where the profile is of another kind of machine; sockets bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,13 +79,13 @@ class BatchPolicy:
                 f"with a queue of {self.max_queue_rows} rows"
             )
 
-    def predict_s(self, rows_ahead: int, rows: int, running_left_s: float = 0.0) -> float:
-        """Seconds until a unit of `rows` rows is answered when `rows_ahead` rows go first."""
+    def predict_s(self, rows_ahead: int, rows: int) -> float:
+        """Seconds until a unit of `rows` rows is answered when `rows_ahead` rows go first and nothing is running."""
         full, rest = divmod(rows_ahead, self.max_rows)
         ahead_s = full * self.costs.run_s(self.max_rows)
         if rest + rows <= self.max_rows:
-            return running_left_s + ahead_s + self.costs.run_s(rest + rows)
-        return running_left_s + ahead_s + self.costs.run_s(rest) + self.costs.run_s(rows)
+            return ahead_s + self.costs.run_s(rest + rows)
+        return ahead_s + self.costs.run_s(rest) + self.costs.run_s(rows)
 
     def admits(self, queue_rows: int, rows: int) -> bool:
         """Whether a unit of `rows` rows may join a queue of `queue_rows` rows."""

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf, prod
 
+from cluster.costs import CostCurve
 from cluster.documents import VersionRecord
 from cluster.errors import InvalidRequest, ModelNotReady, ServingError, TooLarge
 from cluster.settings import GatewaySettings
 from cluster.tensors import ANY
 from deployments.call import BATCH, INTERACTIVE, Reply, TensorRequest, Ticket
+from deployments.costs import told
 from deployments.wire.calls import Entry, Ping, SayGoodbye, Send, Want, Withdraw
 from deployments.wire.frames import (
     Cancel,
@@ -41,11 +43,11 @@ MAX_BATCH_BYTES = 64 << 20  # of a micro-batch with more than one request
 MAX_REQUEST_BYTES = 255 << 20  # with padding still below what a replica accepts
 
 
-def micro_batch_rows(record: VersionRecord) -> int:
-    """Rows a micro-batch may have: what was configured, else what pays by the measured costs."""
+def micro_batch_rows(record: VersionRecord, costs: CostCurve | None = None) -> int:
+    """Rows a micro-batch may have: what was configured, else what pays by `costs`, or by what was published."""
     most = record.signature.max_rows
     configured = record.deploy.max_batch_rows if record.deploy is not None else 0
-    return min(configured, most) if configured else record.costs.best_rows(most)
+    return min(configured, most) if configured else (costs or record.costs).best_rows(most)
 
 
 class VersionClient:
@@ -62,8 +64,8 @@ class VersionClient:
         node_id: str,
         on_wanted: Callable[[], None],
     ) -> None:
-        batch_rows = min(micro_batch_rows(record), settings.max_waiting_rows)  # more could never come together
         self.record = record
+        self._costs = record.costs
         self._signature = record.signature
         self._secret = check_secret(secret)
         self._node_id = node_id
@@ -71,7 +73,7 @@ class VersionClient:
         self._loop = asyncio.get_running_loop()
         self._pool = Pool(
             PoolSettings(
-                batch_rows=batch_rows,
+                batch_rows=min(micro_batch_rows(record), settings.max_waiting_rows),  # more could never come together
                 batch_bytes=MAX_BATCH_BYTES,
                 in_flight=settings.in_flight_per_replica,
                 max_waiting_rows=settings.max_waiting_rows,
@@ -129,10 +131,12 @@ class VersionClient:
     def update(self, replicas: Mapping[str, dict[str, str]]) -> None:
         """Membership: replica id -> addresses as `WireServer.addresses` gave them.
 
-        New replicas are connected, others are sent nothing more and left once they have answered.
+        New replicas are connected, others are sent nothing more and left once they have answered. What batches cost is
+        taken from what the replicas measured, if they did.
         """
         if self._closed:
             return
+        self._reckon_with(told(replicas.values()))
         for replica in [r for r, link in self._links.items() if replicas.get(r) != link.addresses]:
             self._part(self._links.pop(replica))
         for replica, addresses in replicas.items():
@@ -224,6 +228,12 @@ class VersionClient:
             tails = tuple([shape[1:] for shape in request.shapes])
             self._pool.submit(entry, (request.priority, tails), size)
         return error
+
+    def _reckon_with(self, costs: CostCurve) -> None:
+        if costs.rows and costs != self._costs:
+            self._costs = costs
+            most = self._pool.settings.max_waiting_rows
+            self._pool.reckon_with(min(micro_batch_rows(self.record, costs), most), costs.run_s)
 
     def _part(self, link: Link) -> None:
         link.leave()

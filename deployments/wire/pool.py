@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
@@ -95,10 +95,14 @@ class Pool:
         self._watch_s = inf  # when to look at the peers again
         self._want_s = -inf
 
+    def reckon_with(self, batch_rows: int, run_s: Callable[[int], float]) -> None:
+        """From now on these are the batches that pay, and what they take."""
+        self.settings = replace(self.settings, batch_rows=batch_rows, run_s=run_s)
+        self._pace = Pace(Arrivals(batch_rows, run_s))
+
     def submit(self, entry: Entry, key: object, size_bytes: int) -> None:
         """Take a request in, or refuse it. `key`: requests with equal keys and priority may share a micro-batch."""
-        rows, arrivals = entry.rows, self._pace.arrivals
-        settings = self.settings
+        rows, arrivals, settings = entry.rows, self._pace.arrivals, self.settings
         refusal: ServingError | None = None
         if self.waiting_rows + rows > settings.max_waiting_rows:
             refusal = Overloaded(f"{self.waiting_rows} rows wait, at most {settings.max_waiting_rows} may")
@@ -263,17 +267,16 @@ class Pool:
             peer = least_loaded(self.peers.values(), self.settings.in_flight)
             if peer is None or self._better_held(peer):
                 return
-            taken = self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)
-            if not taken:
+            if not (taken := self._lanes.take(self.settings.batch_rows, self.settings.batch_bytes)):
                 return
             if taken[0].request.priority != INTERACTIVE:
                 self._patient_rows -= sum([entry.rows for entry in taken])
             self._send(peer, taken, now_s)
 
     def _better_held(self, peer: Peer) -> bool:
-        settings = self.settings
-        ahead_s = settings.run_s(min(peer.outstanding_rows, settings.batch_rows))
-        return better_held(peer.outstanding_rows, self.waiting_rows, settings.batch_rows, ahead_s)
+        most = self.settings.batch_rows
+        ahead_s = self.settings.run_s(min(peer.outstanding_rows, most))
+        return better_held(peer.outstanding_rows, self.waiting_rows, most, ahead_s)
 
     def _send_suspect(self, now_s: float) -> bool:
         """Give the first suspect to a replica that has nothing else, or keep one free for it."""

@@ -81,7 +81,7 @@ def test_a_batch_that_can_never_fill_is_refused():
 def test_the_predicted_answer_counts_what_goes_first():
     assert POLICY.predict_s(0, 8) == pytest.approx(0.004)
     assert POLICY.predict_s(16, 8) == pytest.approx(0.012)
-    assert POLICY.predict_s(16, 8, running_left_s=0.001) == pytest.approx(0.013)
+    assert POLICY.predict_s(12, 8) == pytest.approx(0.004 + CURVE.run_s(4) + 0.004)
 
 
 @given(units, st.floats(0, 2), st.integers(0, 10), st.sampled_from([0.0, 0.1]))

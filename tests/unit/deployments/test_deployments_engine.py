@@ -184,6 +184,16 @@ async def test_what_cannot_be_answered_in_time_is_refused_on_arrival():
     bench.engine.close()
 
 
+async def test_an_engine_that_turns_out_faster_than_its_costs_refuses_less():
+    slow = BatchPolicy(max_rows=8, max_queue_rows=32, costs=CostCurve.of({1: 1.0, 8: 1.0}))
+    bench = Bench(slow)
+    for value in range(8):
+        assert not (await bench.submit(batch(float(value)))).errors
+    answered = await bench.submit(batch(1.0, deadline_s=time.monotonic() + 0.5))
+    assert not answered.errors
+    bench.engine.close()
+
+
 async def test_an_unexpected_exception_of_the_runtime_becomes_an_error_without_its_text(bench, caplog):
     def explode(inputs):
         raise ValueError("secret path")

@@ -29,6 +29,7 @@ from cluster.errors import (
 from cluster.settings import GatewaySettings
 from cluster.tensors import Signature, TensorSpec
 from deployments.call import TensorAnswer, TensorRequest
+from deployments.costs import METADATA, encode
 from deployments.wire import server as wire_server
 from deployments.wire.batches import Done, MicroBatch, MicroResult
 from deployments.wire.client import VersionClient, micro_batch_rows
@@ -194,6 +195,25 @@ async def test_what_a_busy_replica_cannot_answer_in_time_is_refused_before_it_is
     await until(lambda: patient.replies and all(asked.replies for asked in early))
     assert patient.right and all(asked.right for asked in early)
     assert sum(batch.total_rows for batch in engine.seen) == 19
+
+
+async def test_a_gateway_reckons_with_what_replicas_measured_and_not_with_what_was_published(bench: Bench):
+    engine = Doubling()
+    engine.took_s = 50.0
+    quick = replace(RECORD, costs=CostCurve.of({1: 0.001, 8: 0.002}))
+    client = bench.client(server := await bench.server(engine), record=quick)
+    measured = encode(CostCurve.of({1: 50.0, 2: 50.0, 8: 200.0}))
+    client.update({server.instance: {**server.addresses(), METADATA: measured}})
+    first = Asked(client, 0.0, left_s=1000.0)
+    await until(lambda: first.replies)
+    engine.held = True
+    asked = [Asked(client, value, left_s=1000.0) for value in range(4)]
+    late = Asked(client, 1.0, left_s=20.0)
+    await until(lambda: late.replies)
+    assert isinstance(late.error, DeadlineExceeded)
+    engine.release()
+    await until(lambda: all(one.replies for one in asked))
+    assert max(batch.total_rows for batch in engine.seen) == 2
 
 
 async def test_concurrent_requests_share_a_frame_and_ids_deadlines_and_priority_arrive(bench: Bench):
