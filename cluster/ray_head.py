@@ -239,6 +239,8 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
     class PrismNode(Node):  # type: ignore[misc]
         """A node that leaves out the dashboard's process, unless it is asked for."""
 
+        _node_ip_address: Any
+
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             if include_dashboard:
                 super().start_api_server(include_dashboard=True, raise_on_failure=raise_on_failure)
