@@ -121,8 +121,14 @@ def deployed(
     """With `version` served as `settings` say, whose `attempt` is ours to count.
 
     It grows when the version FAILED and nothing else changes, so that something does.
+
+    Raises: InvalidRequest for a provider that a version of this format does not have.
     """
     record = document.record(version)
+    if settings.provider != "auto" and record.format != "onnx":
+        raise InvalidRequest(
+            f"deploy.provider: expected auto for a version of format {record.format}, got {settings.provider}"
+        )
     if record.deploy is not None:
         settings = replace(settings, attempt=record.deploy.attempt)
         status = statuses.get(version)

@@ -38,6 +38,7 @@ class DeploySettings:
     num_cpus: float = 1.0
     num_gpus: float = 0.0  # a share up to 1, or whole GPUs; 0 with accelerator "gpu": one
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    provider: Literal["auto", "cuda", "tensorrt"] = "auto"  # how ONNX Runtime uses a GPU; not "auto": takes a GPU
     memory_bytes: int | None = None  # None: by the artifact's profile; 0: none is reserved
     on: dict[str, str] = field(default_factory=dict)  # node label -> value, "!value", "in(a,b)" or "!in(a,b)"
     cpu_fallback: bool = False  # a replica that was given a GPU may compute on the CPU if its runtime cannot use one
@@ -60,6 +61,7 @@ class DeploySettings:
             ("num_cpus", 0 <= self.num_cpus <= 1024, "0 to 1024"),
             ("num_gpus", _whole_or_share(self.num_gpus), "a share up to 1, or a whole number up to 64"),
             ("accelerator", self.accelerator in ("auto", "cpu", "gpu"), "auto, cpu or gpu"),
+            ("provider", self.provider in ("auto", "cuda", "tensorrt"), "auto, cuda or tensorrt"),
             ("memory_bytes", self.memory_bytes is None or 0 <= self.memory_bytes <= 1 << 50, "0 bytes to 1 PiB"),
             ("max_batch_rows", 0 <= self.max_batch_rows <= 65536, "0 to 65536"),
             ("max_wait_s", 0 <= self.max_wait_s <= 10, "0 to 10 seconds"),
@@ -77,6 +79,8 @@ class DeploySettings:
                 raise InvalidRequest(f"deploy.{name}: expected {expected}, got {getattr(self, name)}")
         if self.num_gpus and self.accelerator == "cpu":
             raise InvalidRequest(f"deploy.num_gpus: expected 0 with accelerator cpu, got {self.num_gpus:g}")
+        if self.provider != "auto" and self.accelerator == "cpu":
+            raise InvalidRequest(f"deploy.provider: expected auto with accelerator cpu, got {self.provider}")
         for label, value in self.on.items():
             check_selector(label, value)
         if self.max_batch_rows > self.max_queue_rows:

@@ -1,4 +1,4 @@
-"""ONNX models run by ONNX Runtime, on the CPU or a GPU."""
+"""ONNX models run by ONNX Runtime; `onnx_session` opens them on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import numpy as np
 import onnxruntime as ort
 
 from cluster.artifact import Artifact
-from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
+from cluster.derived import DerivedFiles
+from cluster.errors import ArtifactCorrupt, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters.onnx_failures import brief, failure_of
+from converters.onnx_failures import failure_of
+from converters.onnx_providers import CUDA, TENSORRT, Profile, profile_for
+from converters.onnx_session import open_session
+from converters.onnx_tensorrt import open_on_tensorrt, ranges_of
 from converters.runtime import Arrays
 
 # ONNX Runtime's spelling of tensor types -> the protocol's
@@ -32,14 +36,14 @@ DTYPE_OF = {
     "tensor(string)": "BYTES",
 }
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
 
 class OnnxRuntime:
     """One `InferenceSession` behind the signature it serves."""
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
+    def __init__(self, session: ort.InferenceSession, signature: Signature, limits: Profile | None = None) -> None:
+        """`limits`: the smallest, best and largest shape of inputs, where the session can take no other."""
         self._session = session
+        self._limits = limits or {}
         self._signature = signature
         self._input_names = [spec.name for spec in signature.inputs]
         self._output_names = [spec.name for spec in signature.outputs]
@@ -60,6 +64,8 @@ class OnnxRuntime:
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `converters.runtime.Runtime.run`."""
+        if self._limits:
+            self._check_limits(inputs)
         if self._text_inputs:
             inputs = tuple(
                 _texts(array, self._input_names[i]) if i in self._text_inputs else array
@@ -75,6 +81,15 @@ class OnnxRuntime:
             outputs[i] = _bytes(outputs[i])
         return tuple(outputs)
 
+    def _check_limits(self, inputs: Arrays) -> None:
+        for name, array in zip(self._input_names, inputs, strict=True):
+            low, _, high = self._limits.get(name, (array.shape, array.shape, array.shape))
+            if not all(a <= size <= b for a, size, b in zip(low, array.shape, high, strict=True)):
+                raise InvalidRequest(
+                    f"the model refuses these inputs: {name} of shape {list(array.shape)} is outside the ranges that "
+                    "the engine was built for"
+                )
+
     def _check_rows(self, rows: int, outputs: Sequence[np.ndarray]) -> None:
         for name, array in zip(self._output_names, outputs, strict=True):
             if array.shape[:1] != (rows,):
@@ -84,9 +99,19 @@ class OnnxRuntime:
                 )
 
 
-def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> OnnxRuntime:
-    """The runtime of an `onnx` artifact. Raises as `converters.runtime.open_runtime`."""
-    session = open_session(artifact.model_path, threads, accelerator)
+def open_artifact(
+    artifact: Artifact,
+    threads: int,
+    accelerator: str,
+    provider: str = "auto",
+    gpu_share: float = 1.0,
+    derived: DerivedFiles | None = None,
+) -> OnnxRuntime:
+    """The runtime of an `onnx` artifact. Arguments and errors: `converters.runtime.open_runtime`."""
+    if provider == "tensorrt" and accelerator != "cpu":
+        session = open_on_tensorrt(artifact, threads, accelerator, gpu_share, derived)
+    else:
+        session = open_session(artifact.model_path, threads, accelerator, provider)
     signature = artifact.manifest.signature
     for side, specs, found in (
         ("inputs", signature.inputs, session.get_inputs()),
@@ -96,49 +121,14 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> OnnxRun
         actual = [(node.name, DTYPE_OF.get(node.type, node.type)) for node in found]
         if stated != actual:
             raise ArtifactCorrupt(f"manifest.signature.{side}: it says {stated}, the model has {actual}")
-    return OnnxRuntime(session, signature)
+    on_tensorrt = session.get_providers()[0] == TENSORRT
+    return OnnxRuntime(session, signature, profile_for(signature, ranges_of(artifact)) if on_tensorrt else None)
 
 
 def describe_model(model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Input and output specs of an ONNX file. Raises: as `open_session` and `specs_of`."""
     session = open_session(model)
     return specs_of(session.get_inputs()), specs_of(session.get_outputs())
-
-
-def open_session(path: Path, threads: int = 1, accelerator: str = "cpu") -> ort.InferenceSession:
-    """A session over the model file.
-
-    Raises: EngineFailed if the model cannot be loaded, or if a GPU was asked for and ONNX Runtime would use the CPU.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning threads of one replica take the core of another.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # ONNX Runtime falls back to the CPU with nothing but a log line when a provider cannot start.
-        session = ort.InferenceSession(str(path), options, providers=providers(accelerator))
-        session.disable_fallback()
-        if accelerator == "gpu" and session.get_providers()[0] != CUDA:
-            raise EngineFailed("accelerator: expected gpu, but ONNX Runtime could start only on the CPU")
-    except EngineFailed:
-        raise
-    except Exception as error:
-        raise EngineFailed(f"{path.name}: ONNX Runtime cannot load it: {brief(error)}") from None
-    return session
-
-
-def providers(accelerator: str, available: Sequence[str] | None = None) -> list[str]:
-    """Execution providers to ask for, best first. Raises: EngineFailed if a GPU is asked for and none is offered."""
-    offered = ort.get_available_providers() if available is None else available
-    if accelerator == "cpu":
-        return [CPU]
-    if CUDA in offered:
-        return [CUDA, CPU]
-    if accelerator == "gpu":
-        raise EngineFailed(f"accelerator: expected gpu, but this ONNX Runtime offers {', '.join(offered)}")
-    return [CPU]
 
 
 def can_use_gpu() -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.artifact import Artifact
+from cluster.derived import DerivedFiles
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
 from converters.installed import refuse_conflicts
@@ -34,12 +35,14 @@ class RuntimeEntry:
         describe: `(model: Path) -> (input specs, output specs)` of a model file, as the runtime itself sees it.
         needs: Modules it imports.
         gpu: `() -> bool`: whether it can compute on a GPU as it is installed here; "" if it never does.
+        options: Which of `open_runtime`'s further arguments `open` takes too, by their names.
     """
 
     open: str
     describe: str
     needs: tuple[str, ...]
     gpu: str = ""
+    options: tuple[str, ...] = ()
 
 
 # By the `format` of a manifest.
@@ -49,6 +52,7 @@ RUNTIMES = {
         "converters.onnx_runtime:describe_model",
         ("onnxruntime",),
         gpu="converters.onnx_runtime:can_use_gpu",
+        options=("provider", "gpu_share", "derived"),
     ),
     "tensorflow": RuntimeEntry(
         "converters.tf_runtime:open_artifact",
@@ -57,7 +61,17 @@ RUNTIMES = {
         gpu="converters.tf_runtime:can_use_gpu",
     ),
     "pytorch": RuntimeEntry(
-        "converters.pt2_runtime:open_artifact", "converters.pt2_runtime:describe_model", ("torch",)
+        "converters.pt2_runtime:open_artifact",
+        "converters.pt2_runtime:describe_model",
+        ("torch",),
+        gpu="converters.torch_runtime:can_use_gpu",
+        options=("derived",),
+    ),
+    "torchscript": RuntimeEntry(
+        "converters.torch_script_runtime:open_artifact",
+        "converters.torch_script_runtime:describe_model",
+        ("torch",),
+        gpu="converters.torch_runtime:can_use_gpu",
     ),
     "tflite": RuntimeEntry(
         "converters.tflite_runtime:open_artifact", "converters.tflite_runtime:describe_model", ("ai_edge_litert",)
@@ -67,12 +81,14 @@ RUNTIMES = {
         "converters.tensorrt_runtime:describe_tensorrt",
         ("tensorrt", "torch"),
         gpu="converters.tensorrt_runtime:can_use_gpu",
+        options=("derived",),
     ),
     "tensorrt-rtx": RuntimeEntry(
         "converters.tensorrt_runtime:open_artifact",
         "converters.tensorrt_runtime:describe_rtx",
         ("tensorrt_rtx", "torch"),
         gpu="converters.tensorrt_runtime:can_use_gpu",
+        options=("derived",),
     ),
 }
 
@@ -102,13 +118,25 @@ class Runtime(Protocol):
         """
 
 
-def open_runtime(artifact: Artifact, threads: int = 1, accelerator: str = "cpu") -> Runtime:
+def open_runtime(
+    artifact: Artifact,
+    threads: int = 1,
+    accelerator: str = "cpu",
+    *,
+    provider: str = "auto",
+    gpu_share: float = 1.0,
+    derived: DerivedFiles | None = None,
+) -> Runtime:
     """The artifact's model, loaded and ready to run.
 
     Args:
         artifact: Read, and verified by the caller where that matters.
         threads: Threads that one call computes with.
         accelerator: "cpu", "gpu" (anything less than a GPU is an error) or "auto" (a GPU if there is one).
+        provider: Which of the runtime's ways to compute on a GPU, where it has several: "cuda" or "tensorrt" for ONNX
+            artifacts; "auto" is the runtime's own choice.
+        gpu_share: The part of a GPU's memory that this process may count on.
+        derived: Where engines are kept that are built here; None: they are built again by every process.
 
     Raises:
         InvalidRequest: No runtime for this format, or arguments that make no sense.
@@ -121,8 +149,12 @@ def open_runtime(artifact: Artifact, threads: int = 1, accelerator: str = "cpu")
     if threads < 1:
         raise InvalidRequest(f"threads: expected at least 1, got {threads}")
     refuse_conflicts()
-    opener: Callable[[Artifact, int, str], Runtime] = _load(entry_of(artifact.manifest.format).open)
-    return opener(artifact, threads, accelerator)
+    entry = entry_of(artifact.manifest.format)
+    if provider != "auto" and "provider" not in entry.options:
+        raise InvalidRequest(f"provider: {artifact.manifest.format} artifacts leave no choice, got {provider!r}")
+    further = {"provider": provider, "gpu_share": gpu_share, "derived": derived}
+    opener: Callable[..., Runtime] = _load(entry.open)
+    return opener(artifact, threads, accelerator, **{name: further[name] for name in entry.options})
 
 
 def describe_model(format_name: str, model: Path) -> tuple[Specs, Specs]:

@@ -52,7 +52,7 @@ def model_application(
     actor = actor_options(demand)
     accelerator = accelerator_of(demand, deploy.cpu_fallback)
     deployment = serve.deployment(ModelReplica, name=MODEL_DEPLOYMENT).options(
-        version=_hash(__version__, asdict(identity), actor, accelerator),
+        version=_hash(__version__, asdict(identity), actor, accelerator, deploy.provider),
         ray_actor_options=actor,
         user_config=asdict(deploy),
         autoscaling_config=_autoscaling(deploy, fresh, granted),
@@ -72,6 +72,7 @@ def model_application(
         json.dumps(asdict(identity)),
         threads_of(demand),
         accelerator,
+        deploy.provider,
         max_deadline_s + DRAIN_SPARE_S / 2,
     )
 

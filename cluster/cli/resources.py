@@ -23,6 +23,11 @@ _OPTIONS = (
         help="What it computes on; auto: a GPU where the cluster has one that its runtime can use.",
     ),
     click.option(
+        "--provider",
+        type=click.Choice(["auto", "cuda", "tensorrt"]),
+        help="How ONNX Runtime uses the GPU; auto: cuda. TensorRT builds engines when it loads, and keeps them.",
+    ),
+    click.option(
         "--memory",
         metavar="SIZE",
         help="Memory of one replica, such as 4G; auto: what the profile measured, with a margin; 0: reserve none.",
@@ -37,7 +42,8 @@ _OPTIONS = (
         "--allow-cpu/--no-allow-cpu",
         "cpu_fallback",
         default=None,
-        help="Whether a replica that was given a GPU may compute on the CPU if its runtime cannot use one.",
+        help="Whether a replica that was given a GPU may compute on the CPU, or by CUDA instead of TensorRT, if its "
+        "runtime cannot do better.",
     ),
 )
 

@@ -63,7 +63,7 @@ def uses_gpu(record: VersionRecord, before: VersionStatus | None, offered: bool)
     assert deploy is not None
     if deploy.accelerator != "auto":
         return deploy.accelerator == "gpu"
-    if deploy.num_gpus:
+    if deploy.num_gpus or deploy.provider != "auto":
         return True
     if before is not None and before.digest == record.digest and before.state not in _GONE and before.accelerator:
         return before.accelerator == "gpu"

@@ -8,7 +8,6 @@ import pytest
 
 from cluster.artifact import SAMPLE, Artifact
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
-from converters.onnx_runtime import CPU, CUDA, providers
 from converters.runtime import open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, text_artifact, two_input_artifact
 
@@ -99,9 +98,7 @@ def test_bytes_that_are_no_text_are_the_callers_mistake(tmp_path):
         runtime.run((np.array([[b"\xff\xfe"]], dtype=object),))
 
 
-def test_a_gpu_that_is_not_there_is_an_error_and_never_the_cpu():
-    with pytest.raises(EngineFailed, match="expected gpu"):
-        providers("gpu", available=[CPU])
-    assert providers("gpu", available=[CUDA, CPU]) == [CUDA, CPU]
-    assert providers("auto", available=[CPU]) == [CPU]
-    assert providers("cpu", available=[CUDA, CPU]) == [CPU]
+def test_a_provider_is_chosen_for_onnx_artifacts_only(artifact):
+    expected = "provider: expected tensorrt" if artifact.manifest.format == "onnx" else "leave no choice"
+    with pytest.raises((EngineFailed, InvalidRequest), match=expected):
+        open_runtime(artifact, accelerator="gpu", provider="tensorrt")

@@ -348,3 +348,11 @@ def test_rollback_is_undo(steps):
         else:
             with pytest.raises(Conflict):
                 story.rolls_back()
+
+
+def test_a_provider_is_chosen_for_onnx_versions_only():
+    wanted = DeploySettings(provider="tensorrt")
+    assert changes.deployed(model(), "1", wanted).versions["1"].deploy == wanted
+    engines = model().with_record(record("1", format="tensorrt"))
+    with pytest.raises(InvalidRequest, match=r"deploy\.provider: expected auto for a version of format tensorrt"):
+        changes.deployed(engines, "1", wanted)

@@ -132,6 +132,7 @@ def test_an_operators_figure_wins_over_the_profile():
         ({"accelerator": "cpu"}, True, 0),
         ({"accelerator": "gpu"}, False, 1),
         ({"num_gpus": 0.25}, False, 0.25),
+        ({"provider": "tensorrt"}, False, 1),
         ({"accelerator": "gpu", "num_gpus": 2}, True, 2),
     ],
 )

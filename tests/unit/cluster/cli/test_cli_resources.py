@@ -36,9 +36,11 @@ def deploy(session, tmp_path):
 def test_what_a_replica_needs_is_said_in_options(deploy):
     settings = deploy(
         "--cpus", "2", "--gpus", "0.25", "--accelerator", "gpu", "--memory", "1.5G", "--allow-cpu",
+        "--provider", "tensorrt",
         "--on", "accelerator-type=A100", "--on", "pool=in(a,b)",
     )  # fmt: skip
     assert (settings.num_cpus, settings.num_gpus, settings.accelerator) == (2, 0.25, "gpu")
+    assert settings.provider == "tensorrt"
     assert settings.memory_bytes == 3 << 29 and settings.cpu_fallback
     assert settings.on == {"ray.io/accelerator-type": "A100", "pool": "in(a,b)"}
 
@@ -56,6 +58,10 @@ def test_what_is_not_given_stays_and_can_be_taken_back(deploy):
     [
         (["--gpus", "1.5"], r"deploy\.num_gpus: expected a share up to 1, or a whole number"),
         (["--gpus", "1", "--accelerator", "cpu"], r"deploy\.num_gpus: expected 0 with accelerator cpu, got 1"),
+        (
+            ["--provider", "cuda", "--accelerator", "cpu"],
+            r"deploy\.provider: expected auto with accelerator cpu, got cuda",
+        ),
         (["--memory", "lots"], r"memory: expected a size such as 4G or 512M, auto or 0, got 'lots'"),
         (["--on", "A100"], r"on: expected LABEL=VALUE such as accelerator-type=A100, got 'A100'"),
         (["--cpus", "-1"], r"deploy\.num_cpus: expected 0 to 1024, got -1"),

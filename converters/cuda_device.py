@@ -1,0 +1,43 @@
+"""The GPU of this process, as NVIDIA's driver tells: no framework is needed to ask."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+DRIVER = "libcuda.so.1"
+
+# CUdevice_attribute, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html
+_MAJOR, _MINOR = 75, 76
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDevice:
+    """`capability` is CUDA's compute capability, as "9.0"."""
+
+    name: str
+    capability: str
+    memory_bytes: int
+
+
+def first_device(load: Callable[[str], Any] = ctypes.CDLL) -> CudaDevice | None:
+    """The first GPU that this process may use; None where there is no driver, or it has no GPU."""
+    try:
+        driver = load(DRIVER)
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    asked: tuple[Callable[[], int], ...] = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetName(name, len(name), device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        lambda: driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+    )
+    if any(ask() for ask in asked):  # 0 is success; what comes after a failure is not asked
+        return None
+    return CudaDevice(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
