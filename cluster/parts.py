@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from cluster import ray_head
+from cluster import __version__, ray_head
 from cluster.drain import DrainWatch
 from cluster.errors import OperatorError
 from cluster.home import Home
 from cluster.join import JoinDocument, check_reachable, check_shared
-from cluster.ray_head import RayNode
-from cluster.settings import Settings
+from cluster.ray_boots import RayBoots
+from cluster.ray_head import RayNode, ray_version
+from cluster.ray_storage import RayStorage
+from cluster.settings import Settings, read_settings
 
 RAY_START_S = 120.0
 
@@ -40,7 +42,8 @@ class Parts:
     """What is supervised: an embedded store or the URL of another one, Ray, and the command that fills it.
 
     `bootstrap` is run with `--boot FILE` added; it exits 0 once the gateway answers, else with a line on stderr.
-    `artifacts_url` is where published artifacts are. `watch` says whether a node that has joined was drained.
+    `artifacts_url` is where published artifacts are. `watch` says whether a node that has joined was drained. `boots`
+    says which Ray cluster a fault-tolerant head goes on with.
     """
 
     store: StoreServer | str
@@ -48,17 +51,26 @@ class Parts:
     bootstrap: tuple[str, ...]
     artifacts_url: str = ""
     watch: DrainWatch | None = None
+    boots: RayBoots | None = None
 
 
 def parts_for(home: Home, settings: Settings) -> Parts:
     """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
-    answer, or could not be reached by the nodes that join, or if the autoscaler's file is not there."""
+    answer, or could not be reached by the nodes that join, if Ray's own Redis could not be used, or if the autoscaler's
+    file is not there."""
     from cluster.store.embedded import EmbeddedServer
     from cluster.store.redis import RedisStore
 
     def start_ray(environ: Mapping[str, str], output: IO[bytes], http_port: int) -> RayNode:
-        return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
+        if boots is None:
+            return ray_head.start(home, settings.ray, http_port, environ, output, RAY_START_S)
+        ray_head.check_port(home, settings.ray)  # before the boot is tried: the port is no fault of it
+        where = ray_head.stored(environ, settings.ray.fault_tolerance_url, boots.begin().boot.namespace)
+        return ray_head.start(home, settings.ray, http_port, where, output, RAY_START_S)
 
+    boots = boots_of(home, settings)
+    if boots is not None:
+        boots.check()
     config = settings.ray.autoscaling_config
     if config and not Path(config).is_file():  # Ray's autoscaler would end at once, again and again, and add no node
         raise OperatorError(f"ray.autoscaling_config: {config} is not there; give the whole path")
@@ -72,7 +84,26 @@ def parts_for(home: Home, settings: Settings) -> Parts:
             outside.close()
     else:
         store = EmbeddedServer(home.store_dir, home.run_dir, settings.store.server, host=settings.ray.node_ip)
-    return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"))
+    return Parts(store, start_ray, (sys.executable, "-m", "deployments.app"), boots=boots)
+
+
+def boots_of(home: Home, settings: Settings) -> RayBoots | None:
+    """The boots of the cluster whose head has this home; None without fault tolerance."""
+    url = settings.ray.fault_tolerance_url
+    if not url:
+        return None
+    return RayBoots(RayStorage.parse(url), home.secret("ray-token"), f"Prism {__version__} on Ray {ray_version()}")
+
+
+def end_boot(home: Home) -> None:
+    """End the boot of a fault-tolerant head that was taken down for good. Raises: OperatorError if Redis does not
+    answer; InvalidRequest if the settings of the last start cannot be read."""
+    if not home.held_head() or not home.settings_file.exists():  # a node that joined ends nobody's boot
+        return
+    boots = boots_of(home, read_settings(home.settings_file))
+    if boots is not None:
+        boots.end()
+        boots.close()
 
 
 def parts_to_join(home: Home, settings: Settings, document: JoinDocument) -> Parts:

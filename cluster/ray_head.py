@@ -18,12 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from cluster.errors import OperatorError
 from cluster.home import Home
 from cluster.join import joinable
+from cluster.ray_storage import URL_VARIABLE, RayStorage
 from cluster.settings import BOOT_VARIABLE, LOOPBACK, Boot, RaySettings
 
 NAMESPACE = "prism"
@@ -38,7 +40,17 @@ _AUTOSCALER_PAUSE_S = 10.0
 _METRIC_PORT_VARIABLE = "AUTOSCALER_METRIC_PORT"  # Ray's
 
 # Variables of the user's own Ray work that would lead our processes, or theirs, to the wrong cluster.
-_FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+_FOREIGN = (
+    "RAY_ADDRESS",
+    "RAY_NAMESPACE",
+    "RAY_REDIS_ADDRESS",
+    "RAY_external_storage_namespace",
+    "RAY_AUTH_TOKEN",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+)
+
+# How a head's own process is told of Ray's Redis: no command line shows it, and nothing that it starts inherits it.
+_STORAGE_VARIABLE = "PRISM_RAY_STORAGE"
 
 _FLAGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -75,8 +87,19 @@ def environment(home: Home) -> dict[str, str]:
 
 
 def own_environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with the home's Ray settings, without what belongs to another cluster."""
-    return {**{name: value for name, value in base.items() if name not in _FOREIGN}, **environment(home)}
+    """`base` with the home's Ray settings, without what belongs to another cluster, or to the head's supervisor only."""
+    kept = {name: value for name, value in base.items() if name not in (*_FOREIGN, URL_VARIABLE)}
+    return {**kept, **environment(home)}
+
+
+def stored(environ: Mapping[str, str], url: str, namespace: str) -> dict[str, str]:
+    """The environment of a head that keeps Ray's state at `url`, under `namespace`."""
+    return {**environ, _STORAGE_VARIABLE: url, "RAY_external_storage_namespace": namespace}
+
+
+def ray_version() -> str:
+    """The version of Ray that is installed."""
+    return version("ray")
 
 
 def connect(boot: Boot) -> None:
@@ -129,7 +152,7 @@ def start(
 
     Args:
         http_port: Where this node's door listens.
-        environ: The node's environment: `own_environment`, marked.
+        environ: The node's environment: `own_environment`, marked; a fault-tolerant head's is `stored` besides.
         output: Where the node's output goes.
         join: The head's address, "host:port"; "": be a head.
 
@@ -146,7 +169,7 @@ def start(
         "--home",
         str(home),
         "--settings",
-        json.dumps(asdict(settings)),
+        json.dumps({**asdict(settings), "fault_tolerance_url": ""}),
         "--http-port",
         str(http_port),
         "--join",
@@ -206,7 +229,10 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     arguments = parser.parse_args()
     os.set_inheritable(arguments.ready_fd, False)
-    node = _node(Home(arguments.home), RaySettings(**arguments.settings), arguments.http_port, arguments.join)
+    url = os.environ.pop(_STORAGE_VARIABLE, "")
+    storage = RayStorage.parse(url) if url else None
+    settings = RaySettings(**arguments.settings)
+    node = _node(Home(arguments.home), settings, arguments.http_port, arguments.join, storage)
     with os.fdopen(arguments.ready_fd, "w") as ready:
         print(arguments.join or node.address, node.node_id, file=ready)
     dead = watch(node)
@@ -232,7 +258,8 @@ def watch(node: Any, pause: Callable[[float], None] = time.sleep) -> list[tuple[
         pause(0.5)
 
 
-def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
+def _node(home: Home, settings: RaySettings, http_port: int, join: str, storage: RayStorage | None) -> Any:
+    from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -256,7 +283,34 @@ def _node(home: Home, settings: RaySettings, http_port: int, join: str) -> Any:
             finally:
                 self._node_ip_address = ip
 
+        def start_gcs_server(self) -> None:
+            """Ray would put the password into command lines, also of every worker: this process has used it by now,
+            and the GCS server, the other one that needs it, is told where to look for it."""
+            if storage is None:
+                super().start_gcs_server()
+                return
+            self._ray_params.redis_username = self._ray_params.redis_password = ""
+            secret = {"redis_username": storage.username, "redis_password": storage.password}
+            start_process = services.start_ray_process
+
+            def start(command: list[str], *more: Any, **named: Any) -> Any:
+                known = {f"FLAGS_{name}": value for name, value in secret.items() if value}
+                told = [f"--fromenv={','.join(name for name, value in secret.items() if value)}"] if known else []
+                return start_process([*command, *told], *more, **named, env_updates=known)
+
+            services.start_ray_process = start
+            try:
+                super().start_gcs_server()
+            finally:
+                services.start_ray_process = start_process
+
     head: dict[str, Any] = {"gcs_server_port": _gcs_port(home, settings)}
+    if storage is not None:
+        head |= {
+            "external_addresses": [storage.address],
+            "redis_username": storage.username,
+            "redis_password": storage.password,
+        }
     return PrismNode(
         RayParams(
             node_ip_address=settings.node_ip,

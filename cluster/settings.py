@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import msgspec
 import yaml
 
 from cluster.errors import InvalidRequest
+from cluster.ray_storage import URL_VARIABLE, RayStorage
 from cluster.selectors import check_node_label
 
 LOOPBACK = "127.0.0.1"
@@ -66,7 +68,8 @@ class RaySettings:
     the head's, where nodes join; 0: any free one, and then the same after every restart. Without `idle_gateway`, a
     joined node has a gateway only while replicas run there, so that Ray's autoscaler may take the node away.
     `labels` are what `prism deploy --on` selects nodes by. `autoscaling_config`, on a head, is the file by which Ray's
-    cluster launcher says which nodes to add; with it, Ray's autoscaler runs beside the head.
+    cluster launcher says which nodes to add; with it, Ray's autoscaler runs beside the head. `fault_tolerance_url`, on
+    a head, is a Redis of Ray's own: with it, the nodes of a head that was lost go on under the next one.
     """
 
     num_cpus: int = 0
@@ -79,6 +82,7 @@ class RaySettings:
     grows: bool = False  # on a head: something else, such as KubeRay's autoscaler, adds nodes while replicas wait
     object_store_bytes: int = 200 << 20
     dashboard: bool = False
+    fault_tolerance_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,8 @@ class Settings:
                 raise InvalidRequest(f"settings.{name}: expected {expected}")
         for label, value in self.ray.labels.items():
             check_node_label(label, value)
+        if self.ray.fault_tolerance_url:
+            RayStorage.parse(self.ray.fault_tolerance_url)
 
 
 def _is_address(text: str) -> bool:
@@ -150,6 +156,14 @@ def _is_address(text: str) -> bool:
         return not ip_address(text).is_unspecified
     except ValueError:
         return False
+
+
+def with_environment(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """`settings` of a head with the URL that only the environment names. Raises: InvalidRequest."""
+    url = environ.get(URL_VARIABLE, "")
+    if settings.ray.fault_tolerance_url or not url:
+        return settings
+    return replace(settings, ray=replace(settings.ray, fault_tolerance_url=url))
 
 
 def read_settings(file: Path | None, base: Settings = Settings()) -> Settings:

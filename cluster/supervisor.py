@@ -197,13 +197,30 @@ class Supervisor:
             self._stop.wait(1.0)
 
     def _bring_up(self, port: int) -> None:
-        """Ray, then what runs on it. Raises: OperatorError, and then some of it may be left running; _Stopped."""
+        """Ray, then what runs on it; a new cluster where an earlier one could not be continued.
+
+        Raises: OperatorError, and then some of it may be left running; _Stopped.
+        """
+        boots = self._parts.boots
+        try:
+            self._start(port)
+        except OperatorError as error:
+            if boots is None or not boots.give_up(error.message):
+                raise
+            log.error("%s; a new Ray cluster is started", error.message)
+            self._home.keep_ray_logs()
+            self._start(port)
+        if boots is not None:
+            boots.settle()
+
+    def _start(self, port: int) -> None:
         self._drop_ray()
         with _appended(self._home.log_dir / "ray-head.log") as output:
             node = self._parts.start_ray(self._environ, output, port)
         self._ray = node.process
         self._remember()
-        self._report(self._state.phase, "Ray ready", self._state.error)
+        boots = self._parts.boots
+        self._report(self._state.phase, boots.told() if boots is not None else "Ray ready", self._state.error)
         boot = self._boot(node.address, port)
         boot.write(self._home.boot_file)
         if self._parts.watch is not None:

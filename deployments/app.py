@@ -29,17 +29,20 @@ def bring_up(boot_file: str) -> None:
     serve.start(proxy_location="Disabled")
     node = ray.get_runtime_context().get_node_id()
     gateway = apps.gateway_application(node, boot.settings.gateway)
+    ours = (apps.CONTROLLER_APP, apps.GATEWAY_APP + node)
     serve.run_many(
         [
-            serve.RunTarget(apps.controller_application(node), name=apps.CONTROLLER_APP, route_prefix=None),
-            serve.RunTarget(gateway, name=apps.GATEWAY_APP + node, route_prefix=None),
+            serve.RunTarget(apps.controller_application(node), name=ours[0], route_prefix=None),
+            serve.RunTarget(gateway, name=ours[1], route_prefix=None),
         ],
         wait_for_applications_running=False,
     )
     deadline_s = time.monotonic() + WAIT_S
     while time.monotonic() < deadline_s:
-        for name, app in serve.status().applications.items():
-            if app.status == "DEPLOY_FAILED":
+        found = serve.status().applications
+        for name in ours:  # others may be there already, also those of a head that was lost: the controller's business
+            app = found.get(name)
+            if app is not None and app.status == "DEPLOY_FAILED":
                 messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
                 why = reason_of("\n".join(messages))
                 raise OperatorError(f"{name} could not be started: {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from typing import Any
 import click
 
 from cluster.cli.output import emit, home_option, json_option
-from cluster.errors import OperatorError
+from cluster.errors import OperatorError, ServingError
 from cluster.home import Home
 from cluster.join import JoinDocument, check_local, joinable, outward_ip
 from cluster.launch import bring_up, follow, join_up, take_down
+from cluster.parts import end_boot
 from cluster.probe import http_url
-from cluster.settings import Boot, Settings, read_settings
+from cluster.settings import Boot, Settings, read_settings, with_environment
 from cluster.store.url import redacted
 
 
@@ -97,7 +99,6 @@ def down(home: Path, as_json: bool) -> None:
     place = Home(home)
     count = take_down(place)
     text = f"stopped {count} processes" if count else f"nothing is running in {place}"
-    text = f"stopped {count} processes" if count else f"nothing is running in {place}"
     try:
         end_boot(place)
     except ServingError as error:
@@ -138,7 +139,7 @@ def start_head(place: Home, settings: Settings, say: Callable[[str], None]) -> B
             f"home: {place} is a node of another cluster; add --join {place.join_file} to join it again, or remove "
             "that file to make a cluster of its own"
         )
-    return bring_up(place, settings, say)
+    return bring_up(place, with_environment(settings, os.environ), say)
 
 
 def _start(place: Home, settings: Settings, address: str | None, join: Path | None, say: Callable[[str], None]) -> Boot:
