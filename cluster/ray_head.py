@@ -87,7 +87,7 @@ def environment(home: Home) -> dict[str, str]:
 
 
 def own_environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with the home's Ray settings, without what belongs to another cluster, or to the head's supervisor only."""
+    """`base` with the home's Ray settings, without what belongs to another cluster or to the supervisor only."""
     kept = {name: value for name, value in base.items() if name not in (*_FOREIGN, URL_VARIABLE)}
     return {**kept, **environment(home)}
 
