@@ -21,9 +21,11 @@ class Format(StrEnum):
     OPTIMIZED = "optimized"  # ONNX after ONNX Runtime's own fusions
     FP16 = "fp16"
     INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
+    BF16 = "bf16"  # ONNX for TensorRT: on CPUs ONNX Runtime computes no BF16
     INT8_DYNAMIC = "int8-dynamic"  # ONNX whose ranges are taken at run time
     INT8_TRT = "int8-trt"  # as INT8, the way TensorRT reads it
     SKLEARN = "sklearn"  # skops, or a pickle of a fitted model or pipeline
+    FP8_TRT = "fp8-trt"  # the same with FP8
     XGBOOST = "xgboost"
     LIGHTGBM = "lightgbm"
     SAVED_MODEL = "saved-model"  # a TensorFlow SavedModel from elsewhere, not yet checked
@@ -37,10 +39,14 @@ class Format(StrEnum):
     TENSORRT = "tensorrt"  # an engine for data centre GPUs, in the types of the ONNX file
     TENSORRT_FP16 = "tensorrt-fp16"
     TENSORRT_INT8 = "tensorrt-int8"
+    TENSORRT_BF16 = "tensorrt-bf16"
     TENSORRT_RTX = "tensorrt-rtx"  # an engine for GeForce and RTX GPUs, which is finished on the device
+    TENSORRT_FP8 = "tensorrt-fp8"
     TENSORRT_RTX_FP16 = "tensorrt-rtx-fp16"
     TENSORRT_RTX_INT8 = "tensorrt-rtx-int8"
+    TENSORRT_RTX_BF16 = "tensorrt-rtx-bf16"
 
+    TENSORRT_RTX_FP8 = "tensorrt-rtx-fp8"
 
 _BY_SUFFIX = {
     ".safetensors": Format.TORCH,

@@ -35,10 +35,14 @@ from converters.samples import calibration_calls
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """What a device wants of quantised activations, with further options of ONNX Runtime's quantiser."""
+    """What a device wants of quantised activations, with further options of ONNX Runtime's quantiser.
+
+    `operators` names the kinds of nodes to quantise; none: all that can be.
+    """
 
     activations: QuantType
     options: Mapping[str, Any] = field(default_factory=dict)
+    operators: tuple[str, ...] = ()
 
 
 CPU = Flavour(QuantType.QUInt8)
@@ -78,6 +82,7 @@ def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flav
             str(target),
             _Cases(calls),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(flavour.operators) or None,
             per_channel=True,
             activation_type=flavour.activations,
             weight_type=QuantType.QInt8,

@@ -42,6 +42,7 @@ TOLERANCES = {
     "fp64": Tolerance(1e-6, 1e-9, 0.0, 100.0, 0.99, "the same arithmetic in another order"),
     "fp32": Tolerance(1e-3, 1e-5, 0.0, 60.0, 0.99, "the same arithmetic in another order, over many layers"),
     "fp16": Tolerance(1e-2, 5e-3, 0.01, 35.0, 0.97, "11 significant bits"),
+    "bf16": Tolerance(5e-2, 2e-2, 0.01, 25.0, 0.95, "8 significant bits"),
     "int8": Tolerance(
         1e-1,
         5e-2,
@@ -49,6 +50,14 @@ TOLERANCES = {
         15.0,
         0.85,
         "8 bits per value: single elements may differ, the signal and the top class may not",
+    ),
+    "fp8": Tolerance(
+        1e-1,
+        5e-2,
+        1.0,
+        15.0,
+        0.85,
+        "4 significant bits per value: single elements may differ, the signal and the top class may not",
     ),
 }
 

@@ -22,10 +22,10 @@ from converters.parity import OutputParity, Parity, Tolerance, compare, toleranc
 from converters.ranges import EDGE
 from converters.report import sample_points
 from converters.runtime import Arrays, Specs
+from converters.sample_answers import write_answers
 from converters.samples import labelled, take
 from converters.sealing import check_labels, manifest_of, write_json, write_sample
 
-UNEXECUTED = "built, not executed here: {}. What was compared is the ONNX file it was built from"
 ALONE_ROWS = 3  # rows that are answered alone too
 
 
@@ -65,7 +65,7 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Proof:
         asked = replace(candidate, path=candidate.stand_in, format="onnx", folder=None)
     inputs, outputs = describe(asked.path, asked.format)
     loose = Signature(inputs, outputs, batched=False, max_rows=1)
-    write_sample(folder, candidate.cases, inputs)
+    sample = write_sample(folder, candidate.cases, inputs)
     artifact = write_manifest(asked.root, manifest_of(asked, loose, options))
     say(f"comparing {len(candidate.cases)} calls with the source")
     free = options.max_rows > 1 and all(spec.shape and spec.shape[0] == ANY for spec in inputs)
@@ -86,9 +86,12 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Proof:
         "batching": _brief(batching),
         "evaluation": evaluation.to_json() if evaluation is not None else None,
         "executed": not candidate.unexecuted,
-        "notes": [*notes, *([UNEXECUTED.format(candidate.unexecuted)] if candidate.unexecuted else [])],
+        "unexecuted": candidate.unexecuted or None,
+        "notes": [*notes, *([candidate.unexecuted] if candidate.unexecuted else [])],
     }
     write_json(folder / PARITY, written)
+    if candidate.unexecuted:
+        write_answers(folder, signature.outputs, (candidate.reference or answers.cases)[sample])
     write_manifest(folder, manifest_of(candidate, signature, options, notes=notes))
     profile: dict[str, Any] = {}
     if not candidate.unexecuted:

@@ -72,7 +72,8 @@ def render(report: Report) -> str:
     failures += parity.get("gates", [])
     verdict, kind = ("Near enough", "passed") if parity["passed"] else ("Not near enough", "failed")
     if not executed:
-        verdict, kind = "Built, not executed here", "unknown"
+        reason = parity.get("unexecuted") or "built, not executed here"
+        verdict, kind = reason.partition(":")[0].capitalize(), "unknown"
     body = [
         _tiles(report),
         _list("What is wrong", failures),

@@ -17,9 +17,10 @@ from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.candidate import Candidate, Case, Options
 from converters.report import PAGE, Cost, Report, render
+from converters.sample_answers import ANSWERS
 
 SAMPLE_ROWS = 4
-EVIDENCE = {MANIFEST, PARITY, PROFILE, SAMPLE, PAGE}
+EVIDENCE = {MANIFEST, PARITY, PROFILE, SAMPLE, ANSWERS, PAGE}
 
 
 def seal(
@@ -59,11 +60,12 @@ def manifest_of(
     )
 
 
-def write_sample(folder: Path, cases: Sequence[Case], inputs: Sequence[TensorSpec]) -> None:
-    """A few rows of real inputs, for warm-up."""
-    case = next((c for c in cases if 1 < c.rows <= SAMPLE_ROWS), cases[0])
-    arrays = {spec.name: case.inputs[spec.name] for spec in inputs}
+def write_sample(folder: Path, cases: Sequence[Case], inputs: Sequence[TensorSpec]) -> int:
+    """A few rows of real inputs, for warm-up: those of the case with the index that comes back."""
+    chosen = next((i for i, case in enumerate(cases) if 1 < case.rows <= SAMPLE_ROWS), 0)
+    arrays = {spec.name: cases[chosen].inputs[spec.name] for spec in inputs}
     np.savez_compressed(folder / SAMPLE, **arrays)  # type: ignore[arg-type]  # see converters.worker
+    return chosen
 
 
 def check_labels(labels: tuple[str, ...], signature: Signature) -> None:

@@ -22,6 +22,8 @@ class Route:
         needs: Modules that the step, and the runtime of what it makes, import.
         what: What is made, for people who choose a target.
         calibrates: Whether it needs the user's calibration data.
+        builders: Modules that it can do without if what they build is left to the machine that serves it
+            (`Options.engine`).
     """
 
     source: Format
@@ -30,15 +32,27 @@ class Route:
     needs: tuple[str, ...]
     what: str
     calibrates: bool = False
+    builders: tuple[str, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
         return tuple(name for name in self.needs if not _installed(name))
 
+    @property
+    def missing_builders(self) -> tuple[str, ...]:
+        return tuple(name for name in self.builders if not _installed(name))
+
 
 _ONNX = ("onnx", "onnxruntime")
 _CLASSIC = ("sklearn", "skl2onnx", "onnxmltools", "skops", "xgboost", "lightgbm", *_ONNX)
 _TFLITE = ("tensorflow", "ai_edge_litert")
+_ENGINE_SOURCES = (
+    (Format.ONNX, "FP32"),
+    (Format.FP16, "FP16"),
+    (Format.BF16, "BF16"),
+    (Format.INT8_TRT, "INT8"),
+    (Format.FP8_TRT, "FP8"),
+)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -90,6 +104,9 @@ ROUTES: tuple[Route, ...] = (
         _ONNX,
         "INT8 for CPUs: static, unsigned activations, weights per channel",
         calibrates=True,
+    Route(
+        Format.ONNX, Format.BF16, "converters.onnx_bf16:convert", _ONNX, "BF16 for TensorRT, no ONNX Runtime on CPUs"
+    ),
     ),
     Route(
         Format.ONNX,
@@ -113,6 +130,14 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.ONNX,
         Format.TENSORFLOW,
+    Route(
+        Format.ONNX,
+        Format.FP8_TRT,
+        "converters.onnx_fp8_trt:convert",
+        _ONNX,
+        "FP8 (E4M3) for TensorRT: matrix products, explicit Q/DQ",
+        calibrates=True,
+    ),
         "converters.onnx_tensorflow:convert",
         ("tensorflow", "onnx"),
         "SavedModel with the names and free dimensions of the ONNX",
@@ -158,28 +183,36 @@ ROUTES: tuple[Route, ...] = (
         Route(
             source,
             target,
-            "converters.tensorrt_engine:convert",
-            ("tensorrt", "onnxruntime"),
-            f"TensorRT 11 engine in {kind}: of this GPU and version, the end of the way",
+            f"converters.tensorrt_engine:{convert}",
+            _ONNX,
+            what.format(kind),
+            builders=(module,),
         )
-        for source, target, kind in (
-            (Format.ONNX, Format.TENSORRT, "FP32"),
-            (Format.FP16, Format.TENSORRT_FP16, "FP16"),
-            (Format.INT8_TRT, Format.TENSORRT_INT8, "INT8"),
-        )
-    ),
-    *(
-        Route(
-            source,
-            target,
-            "converters.tensorrt_engine:convert_rtx",
-            ("tensorrt_rtx", "onnxruntime"),
-            f"TensorRT-RTX engine in {kind}, built without a GPU",
-        )
-        for source, target, kind in (
-            (Format.ONNX, Format.TENSORRT_RTX, "FP32"),
-            (Format.FP16, Format.TENSORRT_RTX_FP16, "FP16"),
-            (Format.INT8_TRT, Format.TENSORRT_RTX_INT8, "INT8"),
+        for convert, module, what, targets_made in (
+            (
+                "convert",
+                "tensorrt",
+                "TensorRT 11 engine in {}: of this GPU and version, or built on first load; the end of the way",
+                (
+                    Format.TENSORRT,
+                    Format.TENSORRT_FP16,
+                    Format.TENSORRT_BF16,
+                    Format.TENSORRT_INT8,
+                    Format.TENSORRT_FP8,
+                ),
+            ),
+            (
+                "convert_rtx",
+                "tensorrt_rtx",
+                "TensorRT-RTX engine in {}, built without a GPU, or on first load",
+                (
+                    Format.TENSORRT_RTX,
+                    Format.TENSORRT_RTX_FP16,
+                    Format.TENSORRT_RTX_BF16,
+                    Format.TENSORRT_RTX_INT8,
+                    Format.TENSORRT_RTX_FP8,
+                ),
+            ),
         )
     ),
 )
@@ -188,6 +221,7 @@ ROUTES: tuple[Route, ...] = (
 EXTRA_OF = {
     **dict.fromkeys(("torch", "onnxscript", "safetensors"), "torch"),
     **dict.fromkeys(("sklearn", "skl2onnx", "onnxmltools", "skops", "xgboost", "lightgbm"), "classic"),
+        for (source, kind), target in zip(_ENGINE_SOURCES, targets_made, strict=True)
     **dict.fromkeys(("tensorflow", "keras", "tf2onnx", "ai_edge_litert"), "tensorflow"),
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",

@@ -3,7 +3,9 @@
 TensorRT 11 knows strongly typed networks only: the engine computes in the types that the ONNX file has, so FP16 and
 INT8 engines are built from FP16 and from explicitly quantised files. A free axis needs a range, in which the engine is
 optimised for one size. An engine fits the TensorRT version and the kind of GPU it was built for, and cannot be
-converted any further. Builders can abort the process, so they run in one of their own (see `converters.worker`).
+converted any further; it can also be left to the replica that will need it, which builds it from the ONNX file and a
+recipe in the artifact (`tensorrt_on_load`). Builders can abort the process, so they run in one of their own (see
+`converters.worker`).
 """
 
 from __future__ import annotations
@@ -12,20 +14,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConversionFailed
+from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
+from converters import onnx_bf16, onnx_fp8_trt
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe, run_task
+from converters.onnx_file import MODEL_FILE, read, save
 from converters.ranges import AxisRange, parse_ranges
+from converters.tensorrt_on_load import ENGINE_FILE
+from converters.tensorrt_recipe import BUILDS, EXTRA, ON_LOAD, Profile, Recipe
 
-ENGINE_FILE = "model.engine"
 LEAST_MAJOR = 11  # older ones take weakly typed networks, and calibrators instead of quantised files
 MAX_MESSAGES = 5
 
-Profile = Mapping[str, tuple[list[int], list[int], list[int]]]
+BUILT = "built, not executed here: an engine runs on the kind of GPU it was built for (--device gpu)"
+LEFT = "not built here: the first replica that loads it builds the engine for its GPU and compares it with the sample"
+COMPARED = "What was compared is the ONNX file it is built from"
+ROUNDED = {"bf16": onnx_bf16.ROUNDED, "fp8": onnx_fp8_trt.ROUNDED}
 
 
 def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
@@ -39,9 +48,27 @@ def convert_rtx(candidate: Candidate, work: Path, options: Options, say: Say) ->
 
 
 def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module: str) -> Candidate:
-    inputs, _ = describe(candidate.path)
+    if options.engine not in BUILDS:
+        raise InvalidRequest(f"engine: expected {' or '.join(BUILDS)}, got {options.engine!r}")
+    stand_in = candidate.stand_in or candidate.path
+    inputs, _ = describe(stand_in)
     most = min(options.max_rows, candidate.max_rows)
     profile = profile_of(inputs, most, parse_ranges(options.dynamic))
+    compared = ROUNDED.get(candidate.precision, COMPARED)
+    made = replace(candidate, format=module.replace("_", "-"), max_rows=most, stand_in=stand_in)
+    if options.engine == ON_LOAD:
+        say("leaving the engine to the GPU that serves it")
+        recipe = Recipe(candidate.precision, most, dict(profile))
+        path = save(read(candidate.path), work / MODEL_FILE)
+        return replace(
+            made, path=path, extra={**candidate.extra, EXTRA: recipe.to_json()}, unexecuted=f"{LEFT}. {compared}"
+        )
+    if find_spec(module) is None:
+        extra = made.format
+        raise ConversionFailed(
+            f"{module} is not installed here (pip install 'prism-serving[{extra}]'); --engine {ON_LOAD} leaves the "
+            "engine to the machine that serves it"
+        )
     say("building the engine")
     engine = work / ENGINE_FILE
     cache = str(options.timing_cache.absolute()) if options.timing_cache is not None else None
@@ -54,17 +81,14 @@ def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module
         "timing_cache": cache,
     }
     reply = run_task(request, "building the engine")
-    name = module.replace("_", "-")
-    reason = "" if options.device == "gpu" else "an engine runs on the kind of GPU it was built for (--device gpu)"
+    here = options.device == "gpu"
     return replace(
-        candidate,
+        made,
         path=engine,
-        format=name,
         tools={**candidate.tools, module: reply["version"]},
         extra={**candidate.extra, "profile": {key: list(shapes) for key, shapes in profile.items()}},
-        max_rows=most,
-        unexecuted=reason,
-        stand_in=candidate.path if reason else None,
+        unexecuted="" if here else f"{BUILT}. {compared}",
+        stand_in=None if here else stand_in,
     )
 
 

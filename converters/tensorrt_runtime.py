@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines run on the GPU they were built for.
+"""TensorRT and TensorRT-RTX engines run on the GPU they were built for, or are built for the GPU at hand.
 
 Both packages have the same interface, and torch's CUDA side holds the memory: inputs are copied to the device, outputs
 back, all on one stream. Shapes outside the ranges that the engine was built for are the caller's mistake.
@@ -14,9 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.artifact import Artifact
+from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
-from converters.runtime import Arrays, Specs
+from converters.runtime import Arrays, Runtime, Specs
+from converters.sample_answers import check_answers
+from converters.tensorrt_on_load import Gpu, key_of, opened_on_load, require
+from converters.tensorrt_recipe import Recipe
 
 # TensorRT's names of data types -> the protocol's
 DTYPE_OF = {
@@ -57,6 +61,12 @@ class TorchDevice:
             raise EngineFailed("accelerator: an engine of TensorRT needs a GPU, and torch finds none")
         self._torch = torch
         self._stream = torch.cuda.Stream()
+
+    @property
+    def gpu(self) -> Gpu:
+        """What this device is."""
+        major, minor = self._torch.cuda.get_device_capability()
+        return Gpu(str(self._torch.cuda.get_device_name()), f"{major}.{minor}")
 
     @property
     def stream(self) -> int:
@@ -102,7 +112,7 @@ class TensorRtRuntime:
                 )
             memory, address = self._device.put(np.asarray(array, dtype=spec.numpy))
             kept.append(memory)
-            self._context.set_tensor_address(spec.name, address)
+            self._point(spec.name, address)
         found = []
         for spec in self._signature.outputs:
             shape = tuple(int(size) for size in self._context.get_tensor_shape(spec.name))
@@ -110,18 +120,41 @@ class TensorRtRuntime:
                 raise EngineFailed(f"TensorRT: the shape of {spec.name} depends on values, which is not supported")
             memory, address = self._device.room(shape, spec.numpy)
             found.append(memory)
-            self._context.set_tensor_address(spec.name, address)
+            self._point(spec.name, address)
         if not self._context.execute_async_v3(self._device.stream):
             raise EngineFailed("TensorRT: the engine could not be executed")
         return tuple(self._device.get(memory) for memory in found)
 
+    def _point(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineFailed(f"TensorRT: it refuses the memory for {name}, so that nothing was computed")
 
-def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> TensorRtRuntime:
-    """The runtime of a `tensorrt` or `tensorrt-rtx` artifact. Raises as `converters.runtime.open_runtime`."""
+
+def open_artifact(artifact: Artifact, threads: int, accelerator: str, derived: DerivedFiles | None = None) -> Runtime:
+    """The runtime of a `tensorrt` or `tensorrt-rtx` artifact. Raises as `converters.runtime.open_runtime`.
+
+    An artifact that leaves the engine to be built here gets one; it is kept in `derived`, or not at all.
+    """
     if accelerator == "cpu":
         raise EngineFailed("accelerator: an engine of TensorRT runs on a GPU, got cpu")
     device = TorchDevice()
-    engine = load(module_of(artifact.manifest.format), artifact.model_path)
+    module = module_of(artifact.manifest.format)
+
+    def open_engine(file: Path) -> Runtime:
+        runtime = opened(artifact, load(module, file), device)
+        check_answers(runtime, artifact)
+        return runtime
+
+    recipe = Recipe.of(artifact.manifest)
+    if recipe is None:
+        return open_engine(artifact.model_path)
+    require(recipe.precision, device.gpu)
+    key = key_of(module, str(import_module(module).__version__), device.gpu)
+    return opened_on_load(artifact, recipe, key, derived, open_engine)
+
+
+def opened(artifact: Artifact, engine: Any, device: Device) -> TensorRtRuntime:
+    """An engine behind the artifact's signature. Raises: ArtifactCorrupt if it has other inputs or outputs."""
     signature = artifact.manifest.signature
     found = {spec.name: spec.dtype for side in specs_of(engine) for spec in side}
     stated = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.outputs)}

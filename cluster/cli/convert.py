@@ -88,6 +88,13 @@ SOURCE_OPTIONS = (
         help="Give up when loading, converting and proving take longer.",
     ),
     click.option(
+        "--engine",
+        default="here",
+        show_default=True,
+        type=click.Choice(["here", "on-load"]),
+        help="Where TensorRT engines are built: on this machine, or by the first replica on the GPU that it has.",
+    ),
+    click.option(
         "--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself."
     ),
 )
@@ -292,6 +299,7 @@ def _print_routes(as_json: bool) -> None:
         )
         return
     from rich import box
+                    "missing_builders": list(r.missing_builders),
     from rich.console import Console
     from rich.table import Table
 
@@ -301,8 +309,11 @@ def _print_routes(as_json: bool) -> None:
     table.add_column("what")
     table.add_column("state")
     for r in ROUTES:
-        extras = sorted({EXTRA_OF[name] for name in r.missing if name in EXTRA_OF})
+        lacking = r.missing or r.missing_builders
+        extras = sorted({EXTRA_OF[name] for name in lacking if name in EXTRA_OF})
         bring = f" (extra: {', '.join(extras)})" if extras else ""
-        state = f"missing: {', '.join(r.missing)}{bring}" if r.missing else "ready"
+        state = f"missing: {', '.join(lacking)}{bring}" if lacking else "ready"
+        if lacking and not r.missing:
+            state = f"ready with --engine on-load; {state}"
         table.add_row(r.source.value, r.target.value, r.what, state)
     Console().print(table)

@@ -38,8 +38,8 @@ class NumpyDevice:
 class Doubling:
     """A context of an engine y = 2 x for 1 to 4 rows."""
 
-    def __init__(self, device, works=True, open_ended=False):
-        self.device, self.works, self.open_ended = device, works, open_ended
+    def __init__(self, device, works=True, open_ended=False, refuses=""):
+        self.device, self.works, self.open_ended, self.refuses = device, works, open_ended, refuses
         self.shape, self.addresses = (), {}
 
     def set_input_shape(self, name, shape):
@@ -48,6 +48,7 @@ class Doubling:
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
+        return name != self.refuses
 
     def get_tensor_shape(self, name):
         return (-1, 2) if self.open_ended else self.shape
@@ -82,6 +83,13 @@ def test_an_engine_that_does_not_execute_is_an_engine_failure():
         opened(works=False).run((np.zeros((1, 2), "f4"),))
     with pytest.raises(EngineFailed, match="the shape of y depends on values"):
         opened(open_ended=True).run((np.zeros((1, 2), "f4"),))
+
+
+@pytest.mark.parametrize("tensor", ["x", "y"])
+def test_memory_that_the_engine_refuses_is_an_engine_failure_and_nothing_is_executed(tensor):
+    runtime = opened(refuses=tensor, works=False)
+    with pytest.raises(EngineFailed, match=f"refuses the memory for {tensor}"):
+        runtime.run((np.zeros((1, 2), "f4"),))
 
 
 def named(name):

@@ -32,7 +32,7 @@ def test_labels_that_are_not_there_are_refused(tmp_path):
 def test_help_shows_an_example_and_the_list_needs_no_source():
     assert "prism convert model.onnx -o artifact" in CliRunner().invoke(convert, ["--help"]).output
     listed = CliRunner().invoke(convert, ["--list", "--json"])
-    assert {"from", "to", "what", "needs", "missing"} == set(json.loads(listed.output)[0])
+    assert {"from", "to", "what", "needs", "missing", "missing_builders"} == set(json.loads(listed.output)[0])
 
 
 def test_a_source_and_a_place_for_the_result_are_required():
