@@ -99,11 +99,12 @@ def nodes_text(facts: dict[str, Any], time_s: float) -> list[str]:
             f":{node['door_port']} {node['gateway'] or '-'}" if node["door_port"] else "-",
             _used(node, "CPU"),
             _used(node, "GPU"),
+            _used(node, "memory", 1 << 30),
             ", ".join(f"{version} x{count}" for version, count in node["replicas"].items()) or "-",
         )
         for node in facts["nodes"]
     ]
-    lines = [columns(("node", "name", "address", "state", "gateway", "CPUs", "GPUs", "replicas"), rows)]
+    lines = [columns(("node", "name", "address", "state", "gateway", "CPUs", "GPUs", "memory GiB", "replicas"), rows)]
     lines += [f"warning  {node['address']} {node['reason']}" for node in facts["nodes"] if node["reason"]]
     age_s = time_s - facts["at_s"]
     if age_s > STALE_S:
@@ -111,6 +112,6 @@ def nodes_text(facts: dict[str, Any], time_s: float) -> list[str]:
     return lines
 
 
-def _used(node: dict[str, Any], resource: str) -> str:
-    total = node["total"].get(resource, 0.0)
-    return f"{node['used'].get(resource, 0.0):g}/{total:g}" if total else "-"
+def _used(node: dict[str, Any], resource: str, unit: int = 1) -> str:
+    used, total = (round(node[part].get(resource, 0.0) / unit, 2) for part in ("used", "total"))
+    return f"{used:g}/{total:g}" if total else "-"

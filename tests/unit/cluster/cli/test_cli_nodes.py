@@ -24,7 +24,7 @@ from cluster.store.memory import MemoryStore
 HEAD = NodeReport("aa" * 28, "10.0.0.1", "alpha", head=True, door_port=8000, gateway="RUNNING", total={"CPU": 8.0})
 WORKER = NodeReport(
     "bb" * 28, "10.0.0.2", "beta", door_port=8000, gateway="RUNNING", replicas={"m:1": 2},
-    total={"CPU": 8.0, "GPU": 1.0}, used={"CPU": 2.0, "GPU": 0.5},
+    total={"CPU": 8.0, "GPU": 1.0, "memory": 8.0 * 2**30}, used={"CPU": 2.0, "GPU": 0.5, "memory": 700.0 * 2**20},
 )  # fmt: skip
 EMPTY = replace(WORKER, state="DRAINED", gateway="", replicas={}, used={})
 
@@ -97,7 +97,13 @@ def test_status_shows_every_node_with_what_runs_there(session):
     facts = json.loads(run(session((HEAD, WORKER)), "status", "--json"))["nodes"]
     assert [node["address"] for node in facts["nodes"]] == ["10.0.0.1", "10.0.0.2"]
     text = nodes_text(facts, facts["at_s"])
-    assert len(text) == 1 and "m:1 x2" in text[0] and "0.5/1" in text[0] and "10.0.0.1 (head)" in text[0]
+    assert (
+        len(text) == 1
+        and "m:1 x2" in text[0]
+        and "0.5/1" in text[0]
+        and "0.68/8" in text[0]
+        and "10.0.0.1 (head)" in text[0]
+    )
 
 
 def test_an_old_report_is_shown_as_such():
