@@ -61,6 +61,7 @@ class ModelReplica:
         self._artifact = await asyncio.to_thread(store.verified, self._record.uri, self._record.digest)
         watch.lap(startup.FETCH)
         self._drain_s = drain_s
+        derived = store.derived
         runtime = await asyncio.to_thread(
             open_runtime,
             self._artifact,
@@ -68,9 +69,10 @@ class ModelReplica:
             accelerator=accelerator,
             provider=provider,
             gpu_share=min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0)),
-            derived=store.derived,
+            derived=derived,
         )
         watch.lap(startup.LOAD)
+        watch.split(startup.LOAD, startup.BUILD, derived.spent_s)
         chosen = accelerator != "auto" and provider != "tensorrt"
         device = accelerator if chosen else used_device(runtime)
         self._costs = self._artifact.cost_curve(device)
@@ -100,7 +102,7 @@ class ModelReplica:
         watch.lap(startup.LISTEN)
         self._start = watch.finished()
         self._meter = LoadMeter(
-            Counters(time.monotonic()), self._costs.rows_per_s(policy.max_rows), self._start.total_s
+            Counters(time.monotonic()), self._costs.rows_per_s(policy.max_rows), self._start.again_s
         )
         log.info("%s:%s %s", model, self._record.version, self._start)
 

@@ -18,6 +18,9 @@ PROCESS, FETCH, LOAD, WARM_UP, MEASURE, LISTEN = "process", "fetch", "load", "wa
 """Ray's worker with all imports; the artifact, read and verified; the runtime's session; the sample run through it;
 batches timed where the profile is of another kind of machine; sockets bound."""
 
+BUILD = "build"
+"""Part of loading that happens once for a kind of GPU: an engine, built or waited for, and kept for later replicas."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -29,6 +32,11 @@ class Start:
     @property
     def total_s(self) -> float:
         return sum(self.steps.values())
+
+    @property
+    def again_s(self) -> float:
+        """Seconds that another replica will take: what was built is kept."""
+        return self.total_s - self.steps.get(BUILD, 0.0)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{step} {seconds:.2f}" for step, seconds in self.steps.items())
@@ -63,6 +71,13 @@ class Stopwatch:
         now_s = time.time() if now_s is None else now_s
         self._steps[step] = self._steps.get(step, 0.0) + max(0.0, now_s - self._at_s)
         self._at_s = now_s
+
+    def split(self, step: str, part: str, seconds: float) -> None:
+        """So many seconds of `step`, which has ended, were `part`; none is no step of its own."""
+        taken_s = min(max(0.0, seconds), self._steps[step])
+        if taken_s:
+            self._steps[step] -= taken_s
+            self._steps[part] = self._steps.get(part, 0.0) + taken_s
 
     def finished(self) -> Start:
         return Start({step: round(seconds, 3) for step, seconds in self._steps.items()}, self._at_s)
