@@ -33,7 +33,11 @@ def write_report(story: Story, commands: list[str], file: Path) -> Path:
     _predictions(page, story)
     _traffic(page, story)
     if story.load is not None:
-        page.section("Load", "Open loop: arrivals do not wait for answers, latency counts from the due time.")
+        page.section(
+            "Load",
+            "Open loop: arrivals do not wait for answers, latency counts from the due time. "
+            f"Replicas of version 1, also shortly after: {story.replicas_text()}.",
+        )
         add_load(page, story.load)
     if story.history:
         page.section("Audit", "Every change, newest first, as the version store keeps it.")

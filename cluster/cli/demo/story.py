@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
+import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ MODEL = "efficientnet"
 MARKER = "made-by-the-demo"
 CALIBRATION_CROPS = 64
 COUNTED, COUNT_LIMIT_S = 500, 60.0  # answers per split, and how long they may take
+GIVEN_BACK_S = 10.0  # how long the demo waits for the second replica to go
 SETTLED_S = 3.0  # a gateway hears of a change within its poll interval of one second
 
 
@@ -45,7 +47,11 @@ class Story:
     answers: list[Answer] = field(default_factory=list)
     marks: list[tuple[float, str]] = field(default_factory=list)  # when (monotonic) what was done
     load: Any = None
+    replicas: list[int] = field(default_factory=list)  # of version 1 under load and shortly after, each change once
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def replicas_text(self) -> str:
+        return " → ".join(map(str, self.replicas)) or "not seen"
 
 
 def tell(home: Path, http_port: int, keep: bool, rate: float, quiet: bool) -> dict[str, Any]:
@@ -157,8 +163,7 @@ def _start(narrator: Narrator, story: Story, port: int) -> None:
     narrator.prism("up", "--http-port", str(port), "--grpc-port", str(_free_port(port + 1)))
     for version, path in story.artifacts.items():
         narrator.prism("publish", MODEL, str(path), shown=("publish", MODEL, f"artifacts/{path.name}"))
-        most = "2" if version == "1" else "1"
-        narrator.prism("deploy", f"{MODEL}:{version}", "--min", "1", "--max", most, "--cpus", "0.5")
+        narrator.prism("deploy", f"{MODEL}:{version}", "--min", "1", "--max", "1", "--cpus", "0.5")
     narrator.good("both versions are READY; version 1 takes all traffic")
 
 
@@ -271,7 +276,34 @@ def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) 
         )
     columns = ["phase", "offered/s", "achieved/s", "goodput/s", "p50", "p99", "failed", "rows/batch", "replicas of 1"]
     narrator.table(columns, rows)
+    _tell_replicas(narrator, story, port)
     narrator.say(f"verdict: {story.load.verdict.status}")
+
+
+def _tell_replicas(narrator: Narrator, story: Story, port: int) -> None:
+    """Say how many replicas there were in turn; the second one may be given back a few seconds after the load."""
+    seen = [int(count) for count in story.load.server.replicas.get("1", ()) if count is not None]
+    if seen and seen[-1] > 1:
+        end_s = time.monotonic() + GIVEN_BACK_S
+        with narrator.progress("waiting for the second replica to be given back"):
+            while (now := _replicas_now(port)) > 1 and time.monotonic() < end_s:
+                time.sleep(0.5)
+        seen.append(now)
+    story.replicas = [count for i, count in enumerate(seen) if i == 0 or count != seen[i - 1]]
+    held = "; what load needed is remembered for three start-ups at least" if seen and seen[-1] > 1 else ""
+    narrator.say(f"replicas of version 1: {story.replicas_text()}{held}")
+
+
+def _replicas_now(port: int) -> int:
+    """Replicas of version 1 that the gateway is connected to."""
+    from loadtest.server_metrics import parse
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        values = parse(response.read().decode(), 0.0).values
+    wanted = {("model", MODEL), ("version", "1")}
+    return int(
+        max((n for (name, labels), n in values.items() if name == "prism_replicas" and wanted <= {*labels}), default=0)
+    )
 
 
 def _replicas(load: Any, version: str, phase: Any) -> str:
