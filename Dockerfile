@@ -1,6 +1,6 @@
 # A node of a Prism cluster: serves artifacts; no training framework inside.
 #   docker build -t prism:0.1.0 .
-#   docker build -t prism:0.1.0-gpu --build-arg GPU=1 .
+#   docker build -t prism:0.1.0-gpu --build-arg GPU=1 .            (GPU=ort-tensorrt: with TensorRT beside CUDA)
 FROM python:3.11-slim
 ARG GPU=""
 ARG PACKAGES="s3fs gcsfs"
@@ -14,10 +14,9 @@ COPY converters converters
 COPY deployments deployments
 COPY loadtest loadtest
 COPY config config
-RUN pip install --no-cache-dir -c constraints.txt . ${PACKAGES}
-# Both own the folder onnxruntime/, so one has to go; only the driver comes from the machine.
-RUN if [ -n "${GPU}" ]; then \
-    pip uninstall -y onnxruntime && pip install --no-cache-dir "onnxruntime-gpu[cuda,cudnn]>=1.23"; fi
+# One ONNX Runtime: both would own the folder onnxruntime/. Of a GPU only the driver comes from the machine.
+RUN case "${GPU}" in "") runtime=cpu ;; ort-tensorrt) runtime=ort-tensorrt ;; *) runtime=gpu ;; esac; \
+    pip install --no-cache-dir -c constraints.txt ".[${runtime}]" ${PACKAGES}
 USER prism
 ENV PRISM_HOME=/home/prism/.prism
 EXPOSE 8000

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
-.PHONY: install demo test test-suite test-frameworks test-unit lint bench sim scale-bench endurance clean
+.PHONY: install demo test test-suite test-frameworks test-gpu envs-gpu test-unit lint bench sim scale-bench endurance clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,26 @@ build/env-%/.installed: pyproject.toml constraints.txt $(VENV)/.installed
 		> "$$(build/env-$*/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/_prism.pth"
 	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e ".[$*]"
 	@touch $@
+
+# On a machine with an NVIDIA GPU; `make envs-gpu` downloads what it needs beforehand. Its environments do not see .venv:
+# onnxruntime-gpu takes onnxruntime's place, and ONNX Runtime's TensorRT provider and native engines need TensorRT 10 and 11.
+GPU_ENVS := build/env-gpu build/env-ort-tensorrt
+build/env-gpu/.installed: EXTRAS := gpu,torch,tensorrt,tensorrt-rtx,test
+build/env-ort-tensorrt/.installed: EXTRAS := ort-tensorrt,test
+
+envs-gpu: $(GPU_ENVS:%=%/.installed)
+
+$(GPU_ENVS:%=%/.installed): build/env-%/.installed: pyproject.toml constraints.txt
+	@echo "Installing the extras $(EXTRAS) into build/env-$*"
+	@rm -rf build/env-$*
+	@$(PYTHON) -m venv build/env-$*
+	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+# Every test names what it lacks where it is skipped, so that each is run by one of the two.
+test-gpu: envs-gpu
+	@build/env-gpu/bin/python -m pytest -p no:cacheprovider tests/gpu; first=$$?; \
+		build/env-ort-tensorrt/bin/python -m pytest -p no:cacheprovider tests/gpu && exit $$first
 
 test-unit: install
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/sim

@@ -5,9 +5,10 @@ pip cannot say it: two distributions may own the same files, and then whichever 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 
 from cluster.errors import OperatorError
 
@@ -18,7 +19,7 @@ class Exclusion:
 
     Attributes:
         since: Major version from which `second` is in the way; 0 where all are.
-        remedy: What to type.
+        remedy: What to type; {0} and {1} are the two versions.
     """
 
     first: str
@@ -28,30 +29,46 @@ class Exclusion:
     since: int = 0
 
 
-_REINSTALL = "pip uninstall -y {0} {1}, then install the one that is wanted"
+_REQUIREMENT = {"onnxruntime-gpu": "onnxruntime-gpu[cuda,cudnn]"}  # where the name alone is not all that is needed
+
+
+def _one_of(folder: str, *names: str) -> tuple[Exclusion, ...]:
+    """Distributions that own the same folder: removing one takes files of the other along, so both have to go."""
+    return tuple(
+        Exclusion(
+            first,
+            second,
+            f"both own the folder {folder}",
+            f"pip uninstall -y {first} {second} && pip install '{_REQUIREMENT.get(second, second)}=={{1}}', "
+            f"or '{_REQUIREMENT.get(first, first)}=={{0}}' to keep that one",
+        )
+        for first, second in combinations(names, 2)
+    )
+
 
 EXCLUSIONS = (
-    Exclusion(
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "both own the folder onnxruntime/",
-        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu (or onnxruntime)",
-    ),
-    Exclusion("tensorflow", "tensorflow-cpu", "both own the folder tensorflow/", _REINSTALL),
-    Exclusion("xgboost", "xgboost-cpu", "both own the folder xgboost/", _REINSTALL),
+    *_one_of("onnxruntime/", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    *_one_of("tensorflow/", "tensorflow", "tensorflow-cpu"),
+    *_one_of("xgboost/", "xgboost", "xgboost-cpu"),
+    *_one_of("tensorrt/", "tensorrt-cu12", "tensorrt-cu13"),
     Exclusion(
         "onnxruntime",
         "nvidia-modelopt",
         "ModelOpt pins other versions of onnx and onnxruntime; quantise in an environment of its own",
         "pip uninstall -y nvidia-modelopt",
     ),
+)
+
+# In the way of ONNX Runtime's TensorRT provider only: CUDA and native engines do well beside each other.
+TENSORRT_PROVIDER = tuple(
     Exclusion(
         "onnxruntime-gpu",
-        "tensorrt-cu13",
+        name,
         "ONNX Runtime's TensorRT provider needs TensorRT 10, the extra 'tensorrt' brings 11",
-        "keep the extras 'ort-tensorrt' and 'tensorrt' in environments of their own",
+        "the extras 'ort-tensorrt' and 'tensorrt' need environments of their own; here, use --provider cuda",
         since=11,
-    ),
+    )
+    for name in ("tensorrt-cu12", "tensorrt-cu13")
 )
 
 
@@ -68,13 +85,15 @@ def conflict(exclusion: Exclusion, find: Callable[[str], str | None] = installed
     first, second = find(exclusion.first), find(exclusion.second)
     if first is None or second is None or _major(second) < exclusion.since:
         return None
-    remedy = exclusion.remedy.format(exclusion.first, exclusion.second)
+    remedy = exclusion.remedy.format(first, second)
     return f"{exclusion.first} {first} and {exclusion.second} {second} are both installed: {exclusion.why} ({remedy})"
 
 
-def refuse_conflicts(find: Callable[[str], str | None] = installed_version) -> None:
+def refuse_conflicts(
+    find: Callable[[str], str | None] = installed_version, exclusions: Iterable[Exclusion] = EXCLUSIONS
+) -> None:
     """Raises: OperatorError naming every pair of installed packages that exclude each other."""
-    found = [text for text in (conflict(exclusion, find) for exclusion in EXCLUSIONS) if text]
+    found = [text for text in (conflict(exclusion, find) for exclusion in exclusions) if text]
     if found:
         raise OperatorError("; ".join(found))
 

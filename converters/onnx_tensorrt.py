@@ -18,6 +18,7 @@ from cluster.artifact import Artifact
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from converters.cuda_device import CudaDevice, first_device
+from converters.installed import TENSORRT_PROVIDER, refuse_conflicts
 from converters.onnx_providers import TENSORRT, TensorRtOptions, profile_for
 from converters.onnx_session import Create, open_session, tensorrt_version
 from converters.ranges import AxisRange, parse_ranges
@@ -42,12 +43,14 @@ def open_on_tensorrt(
         gpu_share: The part of the GPU's memory that a layer may use while it computes.
         derived: Where engines are kept; None: they last as long as the session.
 
-    Raises: EngineFailed; ArtifactCorrupt if the ranges in the manifest make no sense.
+    Raises: EngineFailed; ArtifactCorrupt if the ranges in the manifest make no sense; OperatorError if the TensorRT
+        that is installed is not the one that ONNX Runtime is built for.
     """
 
     def start(options: TensorRtOptions) -> ort.InferenceSession:
         return open_session(artifact.model_path, threads, "gpu", "tensorrt", {TENSORRT: options.to_provider()}, create)
 
+    refuse_conflicts(exclusions=TENSORRT_PROVIDER)
     try:
         device = _device()
         workspace = int(gpu_share * device.memory_bytes) if gpu_share < 1 else 0

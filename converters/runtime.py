@@ -182,7 +182,11 @@ def entry_of(format_name: str) -> RuntimeEntry:
         raise InvalidRequest(f"format: expected one of {', '.join(RUNTIMES)}, got {format_name!r}")
     missing = [name for name in entry.needs if find_spec(name) is None]
     if missing:
-        raise EngineFailed(f"format {format_name}: its runtime needs {', '.join(missing)}, not installed")
+        from converters.table import EXTRA_OF
+
+        extras = sorted({EXTRA_OF[name] for name in missing if name in EXTRA_OF})
+        hint = f" (pip install 'prism-serving[{','.join(extras)}]')" if extras else ""
+        raise EngineFailed(f"format {format_name}: its runtime needs {', '.join(missing)}, not installed{hint}")
     return entry
 
 

@@ -98,15 +98,15 @@ ROUTES: tuple[Route, ...] = (
         Format.ONNX, Format.FP16, "converters.onnx_fp16:convert", _ONNX, "FP16 weights and arithmetic, for accelerators"
     ),
     Route(
+        Format.ONNX, Format.BF16, "converters.onnx_bf16:convert", _ONNX, "BF16 for TensorRT, no ONNX Runtime on CPUs"
+    ),
+    Route(
         Format.ONNX,
         Format.INT8,
         "converters.onnx_int8:convert",
         _ONNX,
         "INT8 for CPUs: static, unsigned activations, weights per channel",
         calibrates=True,
-    Route(
-        Format.ONNX, Format.BF16, "converters.onnx_bf16:convert", _ONNX, "BF16 for TensorRT, no ONNX Runtime on CPUs"
-    ),
     ),
     Route(
         Format.ONNX,
@@ -123,13 +123,6 @@ ROUTES: tuple[Route, ...] = (
         "INT8 for TensorRT: signed, symmetric, explicit Q/DQ",
         calibrates=True,
     ),
-    *(
-        Route(source, Format.ONNX, "converters.classic_onnx:convert", _CLASSIC, "FP32 ONNX of its predictions")
-        for source in (Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM)
-    ),
-    Route(
-        Format.ONNX,
-        Format.TENSORFLOW,
     Route(
         Format.ONNX,
         Format.FP8_TRT,
@@ -138,6 +131,13 @@ ROUTES: tuple[Route, ...] = (
         "FP8 (E4M3) for TensorRT: matrix products, explicit Q/DQ",
         calibrates=True,
     ),
+    *(
+        Route(source, Format.ONNX, "converters.classic_onnx:convert", _CLASSIC, "FP32 ONNX of its predictions")
+        for source in (Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM)
+    ),
+    Route(
+        Format.ONNX,
+        Format.TENSORFLOW,
         "converters.onnx_tensorflow:convert",
         ("tensorflow", "onnx"),
         "SavedModel with the names and free dimensions of the ONNX",
@@ -214,6 +214,7 @@ ROUTES: tuple[Route, ...] = (
                 ),
             ),
         )
+        for (source, kind), target in zip(_ENGINE_SOURCES, targets_made, strict=True)
     ),
 )
 
@@ -221,8 +222,8 @@ ROUTES: tuple[Route, ...] = (
 EXTRA_OF = {
     **dict.fromkeys(("torch", "onnxscript", "safetensors"), "torch"),
     **dict.fromkeys(("sklearn", "skl2onnx", "onnxmltools", "skops", "xgboost", "lightgbm"), "classic"),
-        for (source, kind), target in zip(_ENGINE_SOURCES, targets_made, strict=True)
     **dict.fromkeys(("tensorflow", "keras", "tf2onnx", "ai_edge_litert"), "tensorflow"),
+    "onnxruntime": "cpu",  # or gpu, in its place
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
 }

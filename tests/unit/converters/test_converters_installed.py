@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.errors import OperatorError
-from converters.installed import EXCLUSIONS, conflict, refuse_conflicts
+from converters.installed import TENSORRT_PROVIDER, refuse_conflicts
 
 
 def having(**versions):
@@ -16,10 +16,15 @@ def test_one_of_each_pair_is_fine():
 
 def test_two_packages_that_own_the_same_folder_are_named_with_the_remedy():
     with pytest.raises(OperatorError) as caught:
-        refuse_conflicts(having(onnxruntime="1.31.1", onnxruntime_gpu="1.31.1"))
+        refuse_conflicts(having(onnxruntime="1.31.1", onnxruntime_gpu="1.30.0"))
     message = caught.value.message
-    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1" in message
-    assert "own the folder onnxruntime/" in message and "pip uninstall" in message
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.30.0" in message
+    assert "own the folder onnxruntime/" in message
+    # removing only one would take files of the other along
+    assert (
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]==1.30.0'" in message
+    )
+    assert "or 'onnxruntime==1.31.1' to keep that one" in message
 
 
 def test_every_conflict_is_reported_at_once():
@@ -29,9 +34,13 @@ def test_every_conflict_is_reported_at_once():
 
 
 def test_the_tensorrt_provider_takes_version_10_and_not_11():
-    (pair,) = (e for e in EXCLUSIONS if e.second == "tensorrt-cu13")
-    assert conflict(pair, having(onnxruntime_gpu="1.31.1", tensorrt_cu13="10.14.1")) is None
-    assert "needs TensorRT 10" in conflict(pair, having(onnxruntime_gpu="1.31.1", tensorrt_cu13="11.4.0"))
+    refuse_conflicts(having(onnxruntime_gpu="1.31.1", tensorrt_cu13="10.16.1.11"), TENSORRT_PROVIDER)
+    with pytest.raises(OperatorError, match=r"tensorrt-cu13 11\.4\.0.*needs TensorRT 10.*--provider cuda"):
+        refuse_conflicts(having(onnxruntime_gpu="1.31.1", tensorrt_cu13="11.4.0"), TENSORRT_PROVIDER)
+
+
+def test_native_engines_and_the_cuda_provider_do_well_beside_each_other():
+    refuse_conflicts(having(onnxruntime_gpu="1.31.1", tensorrt_cu13="11.4.0"))
 
 
 def test_this_environment_has_no_conflict():
