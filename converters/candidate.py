@@ -33,6 +33,7 @@ class Options:
         tolerance: Overrides, as `parity.parse_tolerance` gives them.
         timing_cache: A file that TensorRT's builder reads and writes: what it measured need not be measured again.
         engine: "here", or "on-load": TensorRT engines are left to the first replica that loads the artifact.
+        compiled: "off", "auto" (where it is measured to pay) or "on": compiled code for what PyTorch serves.
         trust_pickle: Load files that can run code.
         device: "cpu", "gpu" or "auto": where the target is proved and measured, as `runtime.open_runtime` has it.
         threads: Threads to prove and profile with.
@@ -55,6 +56,7 @@ class Options:
     tolerance: Mapping[str, float] = field(default_factory=dict)
     timing_cache: Path | None = None
     engine: str = "here"
+    compiled: str = "off"
     trust_pickle: bool = False
     device: str = "cpu"
     threads: int = 1

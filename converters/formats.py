@@ -13,7 +13,8 @@ class Format(StrEnum):
     """A kind of model on disk. Targets are what `--to` takes."""
 
     TORCH = "torch"  # weights (safetensors, state dict) with a factory, or a pickled module
-    TORCHSCRIPT = "torchscript"
+    TORCHSCRIPT_FILE = "torchscript-file"  # a TorchScript archive from elsewhere, not yet checked
+    TORCHSCRIPT = "torchscript"  # TorchScript, to be served by PyTorch
     PT2 = "pt2"  # torch.export
     PYTORCH = "pytorch"  # .pt2, to be served by PyTorch
     ONNX_FILE = "onnx-file"  # an ONNX file from elsewhere, not yet checked
@@ -53,7 +54,7 @@ _BY_SUFFIX = {
     ".pth": Format.TORCH,
     ".pt": Format.TORCH,
     ".bin": Format.TORCH,
-    ".jit": Format.TORCHSCRIPT,
+    ".jit": Format.TORCHSCRIPT_FILE,
     ".pt2": Format.PT2,
     ".onnx": Format.ONNX_FILE,
     ".keras": Format.KERAS,
@@ -70,7 +71,7 @@ _BY_SUFFIX = {
 # A folder is known by a file in it.
 _BY_MEMBER = {"saved_model.pb": Format.SAVED_MODEL}
 
-SOURCES = tuple(dict.fromkeys([*_BY_SUFFIX.values(), *_BY_MEMBER.values(), Format.TORCHSCRIPT]))
+SOURCES = tuple(dict.fromkeys([*_BY_SUFFIX.values(), *_BY_MEMBER.values(), Format.TORCHSCRIPT_FILE]))
 
 
 def source_format(path: Path) -> Format:
@@ -88,7 +89,7 @@ def source_format(path: Path) -> Format:
     found = _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
         raise InvalidRequest(f"source: expected a file ending in {', '.join(_BY_SUFFIX)}, got {path.name!r}")
-    return Format.TORCHSCRIPT if found == Format.TORCH and _holds_script(path) else found
+    return Format.TORCHSCRIPT_FILE if found == Format.TORCH and _holds_script(path) else found
 
 
 def _folders() -> str:

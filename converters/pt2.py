@@ -12,19 +12,20 @@ import io
 import json
 import os
 import re
-import zipfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from cluster.errors import ConversionFailed
 from converters.onnx_failures import brief
+from converters.torch_archive import TorchArchive, reading
 
-MAX_ARCHIVE_BYTES = 64 << 30
 MAX_GRAPH_BYTES = 1 << 30
+IN_MEMORY_BYTES = 256 << 20  # a larger copy lies in a temporary file
 
 _GRAPH, _EXAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -56,55 +57,47 @@ def load_program(path: Path, trust_pickle: bool) -> Any:
 
     Raises: ConversionFailed if it is damaged, or could run code and is not trusted.
     """
-    source: Any = str(path) if trust_pickle else io.BytesIO(plain_copy(path))
-    try:
-        with _weights_only(not trust_pickle):
-            return torch.export.load(source)
-    except Exception as error:
-        raise ConversionFailed(f"{path.name}: torch.export cannot load it: {brief(error)}") from None
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as copy:
+        source: Any = str(path)
+        if not trust_pickle:
+            write_plain(path, copy)
+            copy.seek(0)
+            source = copy
+        try:
+            with _weights_only(not trust_pickle):
+                return torch.export.load(source)
+        except Exception as error:
+            raise ConversionFailed(f"{path.name}: torch.export cannot load it: {brief(error)}") from None
 
 
-def plain_copy(path: Path) -> bytes:
-    """The archive's bytes with nothing in it that could run code.
+def write_plain(path: Path, target: IO[bytes]) -> None:
+    """Write the archive to `target` with nothing in it that could run code.
 
     Raises: ConversionFailed, naming what was found.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_ARCHIVE_BYTES:
-                raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
-            return _rebuild(archive, path.name)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RecursionError) as error:
-        raise ConversionFailed(f"{path.name}: not a .pt2 archive ({brief(error)})") from None
+    with reading(path, ".pt2") as archive:
+        archive.write(target, _parts(archive))
 
 
-def _rebuild(archive: zipfile.ZipFile, name: str) -> bytes:
-    names = archive.namelist()
-    roots = {member.partition("/")[0] for member in names}
-    if len(roots) != 1 or len(set(names)) != len(names):
-        raise ConversionFailed(f"{name}: not a .pt2 archive of torch 2.8 or later")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
-        for member in names:
-            inner = member.partition("/")[2]
-            if inner.startswith(_IGNORED):
-                continue
-            if not _MEMBERS.fullmatch(inner):
-                raise _unsafe(name, f"member {inner[:80]!r}")
-            content = archive.read(member)
-            if inner == _GRAPH:
-                content = _checked_graph(content, name)
-            elif inner in _CONFIGS:
-                content = _checked_config(content, name)
-            elif inner == _EXAMPLES:
-                _check_examples(content, name)
-            copy.writestr(member, content)
-    return buffer.getvalue()
+def _parts(archive: TorchArchive) -> Iterator[tuple[str, bytes | None]]:
+    name = archive.name
+    for member in archive.members:
+        if member.startswith(_IGNORED):
+            continue
+        if not _MEMBERS.fullmatch(member):
+            raise _unsafe(name, f"member {member[:80]!r}")
+        content = None
+        if member == _GRAPH:
+            content = _checked_graph(archive.read(member, MAX_GRAPH_BYTES), name)
+        elif member in _CONFIGS:
+            content = _checked_config(archive.read(member, MAX_GRAPH_BYTES), name)
+        elif member == _EXAMPLES:
+            content = archive.read(member, MAX_GRAPH_BYTES)
+            _check_examples(content, name)
+        yield member, content
 
 
 def _checked_graph(content: bytes, name: str) -> bytes:
-    if len(content) > MAX_GRAPH_BYTES:
-        raise ConversionFailed(f"{name}: its graph has {len(content)} bytes, at most {MAX_GRAPH_BYTES} are read")
     graph = json.loads(content)
     for key, value in _entries(graph):
         if key == "target" and isinstance(value, str) and not _safe_target(value):

@@ -1,4 +1,4 @@
-"""Exported PyTorch programs (`.pt2`), run by PyTorch on the CPU.
+"""Exported PyTorch programs (`.pt2`), run by PyTorch, as they are or compiled for the machine.
 
 The archive is rebuilt from its plain parts before torch sees it (see `converters.pt2`): what serves never runs code
 that came with a model.
@@ -6,98 +6,86 @@ that came with a model.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from cluster.artifact import Artifact
-from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest, ServingError
-from cluster.tensors import ANY, DTYPES, Signature, TensorSpec
+from cluster.derived import DerivedFiles
+from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
+from cluster.tensors import ANY, DTYPES, TensorSpec
 from converters.candidate import Options
-from converters.interface import check_inputs, check_manifest, check_rows, kept_order, may_lose_rows
+from converters.interface import check_manifest, kept_order
 from converters.onnx_failures import brief
 from converters.pt2 import load_program
-from converters.runtime import Arrays, Specs
+from converters.runtime import Specs
 from converters.torch_calls import TorchCall, of_program
+from converters.torch_compiled import compiled_call, on_device
+from converters.torch_runtime import OFF, ON, Call, TorchRuntime, device_of, dtype_name, use_threads, wants_compiled
 
-_DTYPE_OF = {np.dtype(text): name for name, (text, size) in DTYPES.items() if size}
+log = logging.getLogger(__name__)
 
 
-class Pt2Runtime:
-    """One program behind the signature it serves."""
+def open_artifact(
+    artifact: Artifact, threads: int, accelerator: str, derived: DerivedFiles | None = None
+) -> TorchRuntime:
+    """The runtime of a `pytorch` artifact. Raises as `converters.runtime.open_runtime`.
 
-    def __init__(self, call: TorchCall, signature: Signature) -> None:
-        self._call = call
-        self._signature = signature
-        self._names = [spec.name for spec in signature.inputs]
-        self._row_guard = may_lose_rows(signature)
-
-    @property
-    def signature(self) -> Signature:
-        return self._signature
-
-    def run(self, inputs: Arrays) -> Arrays:
-        """See `converters.runtime.Runtime.run`."""
-        check_inputs(self._signature, inputs)
-        tensors = {name: torch.tensor(array) for name, array in zip(self._names, inputs, strict=True)}
+    Compiled code that cannot be had is an error where it was asked for, and one line in the log where it was only
+    found to be quicker.
+    """
+    device = device_of(accelerator)
+    use_threads(threads)
+    model = artifact.model_path
+    program, call = _open(model, device)
+    signature = check_manifest(artifact, *specs_of(model, program, call))
+    names = [spec.name for spec in signature.inputs]
+    quick: Call | None = None
+    wanted = wants_compiled(artifact.manifest.extra, device)
+    if wanted != OFF:
         try:
-            with torch.inference_mode():
-                leaves = pytree.tree_leaves(self._call.run(tensors))
-        except Exception as error:
-            raise failure_of(error) from None
-        outputs = tuple(leaf.contiguous().numpy() for leaf in leaves if leaf is not None)
-        if self._row_guard:
-            check_rows(self._signature.outputs, inputs[0].shape[0], outputs)
-        return outputs
+            quick = compiled_call(model, program, artifact.digest, threads, device, derived)
+        except EngineFailed as error:
+            if wanted == ON:
+                raise
+            log.warning("served as it is, not compiled: %s", error.message)
 
+    def run(tensors: Sequence[torch.Tensor]) -> Any:
+        return call.run(dict(zip(names, tensors, strict=True)))
 
-def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> Pt2Runtime:
-    """The runtime of a `pytorch` artifact. Raises as `converters.runtime.open_runtime`."""
-    if accelerator == "gpu":
-        raise EngineFailed("accelerator: expected gpu, but exported programs are served on the CPU")
-    torch.set_num_threads(threads)
-    program, call = _open(artifact.model_path)
-    signature = check_manifest(artifact, *_specs(artifact.model_path, program, call))
-    return Pt2Runtime(call, signature)
+    return TorchRuntime(run, signature, device, quick)
 
 
 def describe_model(model: Path) -> tuple[Specs, Specs]:
     """Input and output specs of a program. Raises: EngineFailed, InvalidRequest."""
-    return _specs(model, *_open(model))
+    return specs_of(model, *_open(model, torch.device("cpu")))
 
 
-def _open(model: Path) -> tuple[Any, TorchCall]:
+def _open(model: Path, device: torch.device) -> tuple[Any, TorchCall]:
     try:
         program = load_program(model, False)
+        if device.type != "cpu":
+            program = on_device(program, device)
         call, _ = of_program(program, Options())
     except ConversionFailed as error:
         raise EngineFailed(error.message) from None
+    except RuntimeError as error:  # the device's
+        raise EngineFailed(f"{model.name}: PyTorch cannot move it to {device}: {brief(error)}") from None
     return program, call
 
 
-def _specs(model: Path, program: Any, call: TorchCall) -> tuple[Specs, Specs]:
+def specs_of(model: Path, program: Any, call: TorchCall) -> tuple[Specs, Specs]:
+    """Input and output specs of a program, outputs called as the model's interface says. Raises: InvalidRequest."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     made = [values.get(name) for name in program.graph_signature.user_outputs if isinstance(name, str)]
     names = kept_order(model).get("outputs") or [f"output_{i}" for i in range(len(made))]
     outputs = []
     for name, value in zip(names, made, strict=True):
-        found = None
-        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16 and "float8" not in str(value.dtype):
-            found = _DTYPE_OF.get(np.dtype(str(value.dtype).removeprefix("torch.")))
+        found = dtype_name(value.dtype) if isinstance(value, torch.Tensor) else None
         if found is None or value is None:
             raise InvalidRequest(f"{name}: expected a tensor of {', '.join(DTYPES)}")
         outputs.append(TensorSpec(name, found, tuple(d if isinstance(d, int) else ANY for d in value.shape)))
     return call.specs, tuple(outputs)
-
-
-def failure_of(error: Exception) -> ServingError:
-    """What to raise for an error of a program that has answered its sample, with a message of one line."""
-    reason = brief(Exception(str(error).split("\n")[0]))
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
-        return EngineFailed(f"PyTorch: {reason}")
-    if isinstance(error, RuntimeError | IndexError | ValueError | AssertionError | ZeroDivisionError):
-        return InvalidRequest(f"the model refuses these inputs: {reason}")
-    return EngineFailed(f"PyTorch: {type(error).__name__}: {reason}")

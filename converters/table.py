@@ -70,7 +70,7 @@ ROUTES: tuple[Route, ...] = (
         "FP32 ONNX, opset 20, free rows",
     ),
     Route(
-        Format.TORCHSCRIPT,
+        Format.TORCHSCRIPT_FILE,
         Format.ONNX,
         "converters.torch_onnx:convert",
         ("torch", "onnx", "onnxscript"),
@@ -85,6 +85,13 @@ ROUTES: tuple[Route, ...] = (
             "an exported program (.pt2), served by PyTorch",
         )
         for source in (Format.TORCH, Format.PT2)
+    ),
+    Route(
+        Format.TORCHSCRIPT_FILE,
+        Format.TORCHSCRIPT,
+        "converters.torch_script_form:convert",
+        ("torch", "onnx", "onnxscript"),
+        "the TorchScript archive, checked, served by PyTorch",
     ),
     Route(Format.ONNX_FILE, Format.ONNX, "converters.onnx_file:convert", _ONNX, "the same model, checked"),
     Route(

@@ -72,7 +72,7 @@ def open_source(candidate: Candidate, options: Options, say: Say) -> Source:
 
         program = load_program(candidate.path, options.trust_pickle)
         call, notes = of_program(program, options)
-    elif candidate.source["kind"] == Format.TORCHSCRIPT:
+    elif candidate.source["kind"] == Format.TORCHSCRIPT_FILE:
         module, notes = load_script(candidate.path, options.trust_pickle)
         call = replace(of_module(module, options), keywords=frozenset())
     else:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
-from cluster.errors import ConversionFailed
+from cluster.errors import ConversionFailed, EngineFailed
 from converters.candidate import Candidate, Options, Say
 from converters.interface import write_order
 from converters.onnx_failures import brief
+from converters.pt2_runtime import specs_of
+from converters.torch_choice import check_mode, with_choice
+from converters.torch_compiled import compile_ahead
 from converters.torch_onnx import export, open_source, output_names, quiet
+from converters.torch_runtime import device_of
 
 MODEL_FILE = "model.pt2"
 
@@ -23,6 +27,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
     Raises: InvalidRequest if data, specs or factory are wrong; ConversionFailed if torch cannot export the model.
     """
+    check_mode(options)
     with quiet():
         found = open_source(candidate, options, say)
         say("exporting the program")
@@ -35,7 +40,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
             raise ConversionFailed(f"torch.export cannot save it: {type(error).__name__}: {brief(error)}") from None
     names = [spec.name for spec in found.call.specs]
     write_order(path, names, list(output_names(found.call, found.cases[0])))
-    return Candidate(
+    made = Candidate(
         path=path,
         precision="fp32",
         source=found.source,
@@ -47,3 +52,11 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         max_rows=found.options.max_rows,
         format="pytorch",
     )
+
+    def compile_first() -> float:
+        try:
+            return compile_ahead(path, options.threads, device_of(options.device))
+        except EngineFailed as error:
+            raise ConversionFailed(error.message) from None
+
+    return with_choice(made, specs_of(path, program, found.call), found.options, say, compile_first)

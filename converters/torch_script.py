@@ -1,44 +1,58 @@
-"""TorchScript archives: what may be loaded without trust, and their export to ONNX.
+"""TorchScript archives: loaded without trust, kept for serving, exported to ONNX.
 
-Loading one runs no Python and unpickles no classes of Python, but it is a program all the same: its code runs in
-torch's interpreter, which has operators for files and for other processes, and may bind classes of C++ extensions. The
-code lies in the archive as text, and torch runs nothing that is not in that text, so it is searched before torch sees
-it.
+Loading one runs no Python, but it is a program all the same: its code runs in torch's interpreter, parts of it already
+while it is loaded. So an archive is rebuilt from the members that torch needs before torch sees it, its code searched
+(`torch_script_code`) and its data read with stand-ins (`torch_script_data`). What is trusted then is torch's
+interpreter and its operators, on whatever values they are given.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from cluster.errors import ConversionFailed
 from converters.onnx_failures import brief
+from converters.torch_archive import TorchArchive, reading
+from converters.torch_script_code import unsafe
+from converters.torch_script_data import Refused, check_pickle
 
-MAX_ARCHIVE_BYTES = 64 << 30
 MAX_CODE_BYTES = 256 << 20
+MAX_PICKLE_BYTES = 256 << 20
 
-# aten::from_file and aten::save reach files; rpc_*, remote and to_here other processes.
-_REACHES_OUT = re.compile(r"\b(from_file|save|load|rpc_\w+|remote|to_here|__torch__\.torch\.classes\.\w+)\b")
-_NAMESPACE = re.compile(r"\bops\.(\w+)\.")
+ADVICE = "; --trust-pickle loads it all the same"
+
+_KIND = "TorchScript"
 _OLD_INDEX = "model.json"  # names the members that hold an old archive's code
-_PLAIN_NAMESPACES = {"aten", "prim", "prims", "torchvision"}
+_PICKLES = ("constants", "data")
+_CODE = re.compile(r"code/[\w./]+\.py")
+_TENSORS = re.compile(r"(constants|data)/\w+")
+_MARKS = re.compile(r"version|byteorder|\.format_version|\.storage_alignment|\.data/[a-z_]+")
 
 
-def load_script(path: Path, trust_pickle: bool) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """The script module in evaluation mode, and notes.
+def load_script(path: Path, trust_pickle: bool, advice: str = ADVICE) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The script module in evaluation mode, on the CPU, and notes.
 
-    Raises: ConversionFailed if it is damaged, or its code reaches out of torch and is not trusted.
+    Raises: ConversionFailed if it is damaged, or could reach out of torch and is not trusted.
     """
-    _check(path, trust_pickle)
-    try:
-        module = torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:
-        raise ConversionFailed(f"{path.name}: torch.jit cannot load it: {brief(error)}") from None
+    with tempfile.NamedTemporaryFile(suffix=".pt") as copy:
+        source = path
+        if not trust_pickle:
+            write_plain(path, copy, advice)
+            copy.flush()
+            source = Path(copy.name)
+        try:
+            with settled():
+                module = torch.jit.load(str(source), map_location="cpu")
+        except Exception as error:
+            raise ConversionFailed(f"{path.name}: torch.jit cannot load it: {brief(error)}") from None
     notes: tuple[str, ...] = ()
     if any(getattr(part, "training", False) for part in module.modules()):
         notes = ("the source was in training mode and was put into evaluation mode",)
@@ -46,41 +60,70 @@ def load_script(path: Path, trust_pickle: bool) -> tuple[torch.nn.Module, tuple[
     return module, notes
 
 
-def _check(path: Path, trusted: bool) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
-                raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes")
-            # torch finds members whatever their case.
-            inner = {member: member.filename.partition("/")[2].lower() for member in members}
-            code = [member for member, name in inner.items() if name.startswith("code/") and member.file_size]
-            if sum(member.file_size for member in code) > MAX_CODE_BYTES:
-                raise ConversionFailed(f"{path.name}: its code has more than {MAX_CODE_BYTES} bytes")
-            if trusted:
-                return
-            if _OLD_INDEX in inner.values():
+@contextmanager
+def settled() -> Iterator[None]:
+    """Without torch's reminders that TorchScript is not developed any further."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def write_plain(path: Path, target: IO[bytes], advice: str = "") -> None:
+    """Write the archive to `target` with what torch needs to load it, and nothing that reaches out of torch.
+
+    Raises: ConversionFailed, naming what was found, with `advice` behind it where trust would help.
+    """
+    with reading(path, _KIND, may_be_packed=_may_be_packed) as archive:
+        _check_outline(archive, advice)
+        archive.write(target, _parts(archive, advice))
+
+
+def _may_be_packed(member: str) -> bool:
+    return member.lower().startswith("code/") or _dropped(member)
+
+
+def _dropped(member: str) -> bool:
+    """Whether torch loads the model without it: paths of sources, files for other loaders, whatever the user added."""
+    return not any(pattern.fullmatch(member) for pattern in (_CODE, _TENSORS, _MARKS)) and member not in _PICKLE_FILES
+
+
+_PICKLE_FILES = tuple(f"{name}.pkl" for name in _PICKLES)
+
+
+def _check_outline(archive: TorchArchive, advice: str) -> None:
+    name, members = archive.name, archive.members
+    if _OLD_INDEX in map(str.lower, members):
+        raise ConversionFailed(f"{name}: an archive of torch before 1.4, whose code may be anywhere in it{advice}")
+    missing = [member for member in _PICKLE_FILES if member not in members]
+    if missing:
+        raise ConversionFailed(f"{name}: not a {_KIND} archive (it has no {', '.join(missing)})")
+    code_bytes = sum(info.file_size for member, info in members.items() if _CODE.fullmatch(member))
+    if code_bytes > MAX_CODE_BYTES:
+        raise ConversionFailed(f"{name}: its code has {code_bytes} bytes, at most {MAX_CODE_BYTES} are read")
+
+
+def _parts(archive: TorchArchive, advice: str) -> Iterator[tuple[str, bytes | None]]:
+    records = {member: info.file_size for member, info in archive.members.items()}
+    for member in archive.members:
+        if _dropped(member):
+            continue
+        content = None
+        if _CODE.fullmatch(member):
+            content = archive.read(member, MAX_CODE_BYTES)
+            found = unsafe(content.decode("utf-8", errors="replace"))
+            if found:
+                raise ConversionFailed(f"{archive.name}: its code uses {found}, which reaches out of the model{advice}")
+        elif member in _PICKLE_FILES:
+            content = archive.read(member, MAX_PICKLE_BYTES)
+            folder = member.removesuffix(".pkl") + "/"
+            held = {key.removeprefix(folder): size for key, size in records.items() if key.startswith(folder)}
+            try:
+                check_pickle(content, held)
+            except Refused as error:
                 raise ConversionFailed(
-                    f"{path.name}: an archive of torch before 1.4, whose code may be anywhere in it; --trust-pickle "
-                    "loads it all the same"
-                )
-            for member in code:
-                found = unsafe(archive.read(member).decode("utf-8", errors="replace"))
-                if found:
-                    raise ConversionFailed(
-                        f"{path.name}: its code uses {found}, which reaches out of the model; --trust-pickle loads it "
-                        "all the same"
-                    )
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ConversionFailed(f"{path.name}: not a TorchScript archive ({brief(error)})") from None
-
-
-def unsafe(code: str) -> str | None:
-    """What in TorchScript code could reach out of the model, or None."""
-    match = _REACHES_OUT.search(code)
-    if match:
-        return repr(match[1])
-    return next((f"operators of {name!r}" for name in _NAMESPACE.findall(code) if name not in _PLAIN_NAMESPACES), None)
+                    f"{archive.name}: {member} holds {error}, which is no part of a plain model{advice}"
+                ) from None
+        yield member, content
 
 
 def export_script(

@@ -119,11 +119,27 @@ def _end_with_parent(work: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def compile_program(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile an exported program for this machine; see `converters.torch_compiled`."""
+    from converters.torch_compiled import package
+
+    return package(request)
+
+
+def choose(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure an artifact without and with compiled code; see `converters.torch_choice`."""
+    from converters.torch_choice import measure_both
+
+    return measure_both(request)
+
+
 TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "describe": describe,
     "outputs": outputs,
     "profile": profile,
     "engine": engine,
+    "compile": compile_program,
+    "choose": choose,
     "convert": convert,
 }
 

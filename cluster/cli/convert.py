@@ -78,6 +78,13 @@ SOURCE_OPTIONS = (
         help="Where targets are proved and measured.",
     ),
     click.option(
+        "--compiled",
+        default="off",
+        show_default=True,
+        type=click.Choice(["off", "auto", "on"]),
+        help="Compiled code for what PyTorch serves; auto: where it is measured to pay.",
+    ),
+    click.option(
         "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of TensorRT's timings to reuse."
     ),
     click.option(

@@ -18,6 +18,11 @@ if find_spec("tensorflow") and find_spec("ai_edge_litert"):  # in the environmen
 
     MAKERS += tf_models.MAKERS
 
+if find_spec("torch"):
+    import torch_models
+
+    MAKERS += torch_models.MAKERS
+
 
 @pytest.fixture(params=MAKERS, ids=lambda make: make.__name__)
 def artifact(request, tmp_path):

@@ -204,7 +204,7 @@ def test_torchscript_needs_no_factory_and_is_searched_for_code_that_reaches_out(
     torch.jit.script(Reaches()).save(tmp_path / "reaches.pt")
     options = replace(QUICK, inputs=("x:FP32:N,4",))
     (artifact,) = convert(tmp_path / "net.pt", tmp_path / "out", ("onnx",), options)
-    assert artifact.manifest.source["kind"] == "torchscript" and artifact.manifest.signature.batched
+    assert artifact.manifest.source["kind"] == "torchscript-file" and artifact.manifest.signature.batched
     assert any("training mode" in note for note in artifact.parity()["notes"])
     with pytest.raises(ConversionFailed, match=r"its code uses 'from_file'.*--trust-pickle"):
         convert(tmp_path / "reaches.pt", tmp_path / "no", ("onnx",), options)

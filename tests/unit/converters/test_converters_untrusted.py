@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import zipfile
 
 import pytest
@@ -17,10 +19,18 @@ def archive(path, members):
     return path
 
 
-def test_code_that_torch_finds_under_another_case_is_searched_too(tmp_path):
-    file = archive(tmp_path / "m.pt", {"CODE/__torch__.py": "torch.from_file(path)", "constants.pkl": ""})
-    with pytest.raises(ConversionFailed, match="its code uses 'from_file'"):
-        torch_script.load_script(file, trust_pickle=False)
+def test_code_that_torch_finds_under_another_case_does_not_reach_it(tmp_path):
+    members = {"CODE/__torch__.py": "torch.from_file(path)", "constants.pkl": pickle.dumps((), 2)}
+    file = archive(tmp_path / "m.pt", {**members, "data.pkl": pickle.dumps({}, 2)})
+    copy = io.BytesIO()
+    torch_script.write_plain(file, copy)
+    with zipfile.ZipFile(copy) as plain:
+        assert sorted(plain.namelist()) == ["archive/constants.pkl", "archive/data.pkl"]
+
+
+def test_an_archive_without_data_is_no_torchscript(tmp_path):
+    with pytest.raises(ConversionFailed, match=r"it has no data\.pkl"):
+        torch_script.write_plain(archive(tmp_path / "m.pt", {"constants.pkl": ""}), io.BytesIO())
 
 
 def test_an_archive_that_says_itself_where_its_code_is_needs_trust(tmp_path):
