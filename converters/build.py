@@ -48,7 +48,8 @@ def convert(
     """Convert, prove and profile `source`; one artifact per target, in the order asked for.
 
     Args:
-        source: Weights (`.safetensors`, `.pth`, `.pt`), `.pt2` or `.onnx`.
+        source: A file or folder that `formats.source_format` knows: PyTorch weights, `.pt2` or TorchScript, `.onnx`,
+            `.tflite`, a SavedModel's folder, `.keras`, or a model of scikit-learn, XGBoost or LightGBM.
         out: The artifact's directory for one target; for several, the folder that gets one directory per target,
             named after it. It must not exist, or be empty.
         targets: Names of `table.targets()`.

@@ -189,7 +189,8 @@ def _compare_exact(
 
 
 def _text(item: Any) -> Any:
-    return item.encode() if isinstance(item, str) else item
+    """Bytes of a text, also of one that was made of bytes that are no UTF-8 (`converters.worker`)."""
+    return item.encode(errors="surrogateescape") if isinstance(item, str) else item
 
 
 def _compare_floats(

@@ -117,6 +117,11 @@ def serving_key(graph: meta_graph_pb2.MetaGraphDef) -> str:
 
 def _specs(graph: meta_graph_pb2.MetaGraphDef) -> tuple[Specs, Specs]:
     entry = graph.signature_def[serving_key(graph)]
+    for name, info in entry.inputs.items():
+        if info.tensor_shape.unknown_rank:
+            raise InvalidRequest(
+                f"{name}: its number of dimensions is not stated; save the model with an input_signature that does"
+            )
     return _side(entry.inputs.items()), _side(entry.outputs.items())
 
 
@@ -136,7 +141,7 @@ def _dtype_of(name: str, info: Any) -> str:
 
 def _shape_of(info: Any) -> tuple[int, ...]:
     if info.tensor_shape.unknown_rank:
-        return ()  # the proof finds it
+        return ()  # of an output: the proof finds what it is
     return tuple(dim.size if dim.size >= 0 else ANY for dim in info.tensor_shape.dim)
 
 

@@ -67,9 +67,14 @@ def profile(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
+    """Text as numpy's own kind, which needs no pickle. Bytes that are no UTF-8 become lone surrogates, which
+    `parity` makes bytes again."""
     if array.dtype != object:
         return array
-    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    texts = [
+        item.decode(errors="surrogateescape") if isinstance(item, bytes) else str(item)
+        for item in array.ravel().tolist()
+    ]
     return np.array(texts, dtype=np.str_).reshape(array.shape)
 
 

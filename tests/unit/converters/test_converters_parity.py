@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import InvalidRequest
 from converters.parity import TOLERANCES, Parity, compare, parse_tolerance, tolerance_for
+from converters.worker import _plain
 
 FP32, INT8 = TOLERANCES["fp32"], TOLERANCES["int8"]
 
@@ -125,3 +126,11 @@ def test_anything_equals_itself_and_nothing_equals_its_multiple(values, factor):
     assert compare("y", [array], [array], FP32).failures == ()
     if np.abs(array).max() > 1e-30:
         assert compare("y", [array], [array.astype("f8") * factor], FP32).failures
+
+
+def test_bytes_that_are_no_text_are_compared_as_bytes():
+    """They come back from another process as text with surrogates in their place."""
+    source = np.array([[b"\xff\xfe"], ["zwölf".encode()]], dtype=object)
+    same, other = _plain(source), _plain(np.array([[b"\xff\xfd"], ["zwölf".encode()]], dtype=object))
+    assert compare("y", [source], [same], FP32).failures == ()
+    assert any("50.00% of 2 values differ" in text for text in compare("y", [source], [other], FP32).failures)
