@@ -40,7 +40,7 @@ def main(patterns: str, policies: str, seeds: str, starts: str, rate: float, sec
     """Compare Prism's ScalePolicy with Ray Serve's default policy on simulated load.
 
     Writes scaling-simulated.html and .json. Exit code 1 if Prism's policy is outside the objective for more than half
-    the seconds that Ray Serve's default is, or uses more replica-seconds.
+    the seconds that Ray Serve's default is, or uses more replica-seconds, on all patterns together or on one of them.
     """
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # Ray's, about a setting that has no other way
     try:
@@ -61,7 +61,7 @@ def main(patterns: str, policies: str, seeds: str, starts: str, rate: float, sec
         table.add_row(*cells)
     console.print(table)
     judged = report.verdicts(found) if {"prism", "ray"} <= set(names) else []
-    for verdict in judged:
+    for verdict in report.worth_saying(judged):
         console.print(str(verdict), highlight=False, soft_wrap=True)
     command = shlex.join(["python", "-m", "loadtest.scaling", *sys.argv[1:]])
     about = report.settings(rate, seconds, numbers)

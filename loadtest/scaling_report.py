@@ -25,20 +25,23 @@ EVERY_S = 3  # seconds between the points of a plot
 NOTES = (
     "Every policy sees the same arrivals, cost curve, batching, coalescing and start-up times; only the number of "
     "replicas is decided differently. A second is outside the objective if more than 1 % of the requests due in it "
-    "were not answered within it. Replica-seconds count from when a replica is ordered until it is gone.",
+    "were not answered within it. Replica-seconds count from when a replica is ordered until it is gone. `prompt` "
+    "is no policy: it sees what comes, orders without regard to cost, but keeps nothing to spare; its seconds outside "
+    "are those of replicas' starting.",
     "A flap is a change of direction within a minute of the one before.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Prism next to Ray Serve's default for one start-up time, over all patterns and seeds."""
+    """Prism next to Ray Serve's default for one start-up time, over all seeds of one pattern, or of all without one."""
 
     start_s: float
     prism_outside: int
     ray_outside: int
     prism_replica_seconds: float
     ray_replica_seconds: float
+    pattern: str = ""
 
     @property
     def met(self) -> bool:
@@ -47,25 +50,40 @@ class Verdict:
 
     def __str__(self) -> str:
         return (
-            f"{'met' if self.met else 'MISSED'} with replicas that take {self.start_s:g} s to start: "
+            f"{'met' if self.met else 'MISSED'} {f'on {self.pattern} alone ' if self.pattern else ''}"
+            f"with replicas that take {self.start_s:g} s to start: "
             f"{self.prism_outside} s outside the objective against {self.ray_outside} of Ray Serve's default, "
             f"{self.prism_replica_seconds:,.0f} replica-seconds against {self.ray_replica_seconds:,.0f}"
         )
 
 
 def verdicts(found: Sequence[Figures]) -> list[Verdict]:
-    """One per start-up time."""
+    """Per start-up time one over all patterns, then one for each on its own."""
     result = []
     for start_s in dict.fromkeys(f.scene.start_s for f in found):
-        sums = {
-            name: (
-                sum(f.outside for f in found if f.contestant == name and f.scene.start_s == start_s),
-                sum(f.replica_seconds for f in found if f.contestant == name and f.scene.start_s == start_s),
+        runs = [f for f in found if f.scene.start_s == start_s]
+        patterns = list(dict.fromkeys(f.scene.pattern for f in runs))
+        for pattern in ("", *patterns):
+            prism, ray = (
+                [f for f in runs if f.contestant == name and pattern in ("", f.scene.pattern)]
+                for name in ("prism", "ray")
             )
-            for name in ("prism", "ray")
-        }
-        result.append(Verdict(start_s, sums["prism"][0], sums["ray"][0], sums["prism"][1], sums["ray"][1]))
+            result.append(
+                Verdict(
+                    start_s,
+                    sum(f.outside for f in prism),
+                    sum(f.outside for f in ray),
+                    sum(f.replica_seconds for f in prism),
+                    sum(f.replica_seconds for f in ray),
+                    pattern,
+                )
+            )
     return result
+
+
+def worth_saying(judged: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts over all patterns, and of the others those that were missed."""
+    return [verdict for verdict in judged if not verdict.pattern or not verdict.met]
 
 
 def rows(found: Sequence[Figures]) -> list[list[str]]:
@@ -105,7 +123,7 @@ def page(
 ) -> Page:
     """The whole report; `shown` are the runs to draw, all contestants of a scene with one seed."""
     result = Page("Autoscaling, simulated", "Prism's policy and Ray Serve's on the same arrivals")
-    for verdict in verdicts(found):
+    for verdict in worth_saying(verdicts(found)):
         result.verdict("good" if verdict.met else "bad", str(verdict))
     result.section("Seconds outside the objective and what they cost", NOTES[0])
     result.table(COLUMNS, rows(found), NOTES[1])

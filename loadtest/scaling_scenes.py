@@ -12,7 +12,7 @@ from cluster.policy.batch import BatchPolicy
 from cluster.policy.scale import ScalePolicy
 from cluster.sim.outcome import Objective, Outcome
 from cluster.sim.path import PathSettings
-from cluster.sim.scalers import PolicyScaler
+from cluster.sim.scalers import PolicyScaler, Prompt
 from cluster.sim.world import Scaler, SimVersion, StartUp, simulate
 from loadtest.arrivals import Arrivals, Diurnal, Gamma, Mmpp, Ramp, Spike, Step
 from loadtest.ray_scaling import RayScaler, RaySettings
@@ -61,6 +61,11 @@ CONTESTANTS: dict[str, tuple[str, Callable[[], Scaler]]] = {
         "the same policy, tuned: target_ongoing_requests 4, upscale_delay_s 0, downscale_delay_s 300, "
         "look_back_period_s 5, metrics_interval_s 0.5",
         lambda: RayScaler(RAY_TUNED, MAX_REPLICAS),
+    ),
+    "prompt": (
+        "a bound for whoever keeps nothing to spare: it sees the coming second's requests, has what they need at 70 % "
+        "and, when that rises, orders all there may be at once",
+        lambda: Prompt(COSTS.rows_per_s(BATCH_ROWS)),
     ),
 }
 

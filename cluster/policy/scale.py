@@ -1,6 +1,6 @@
 """How many replicas a version should have.
 
-How it works. Three needs are reckoned from what the replicas measured, and the largest counts:
+How it works. Four needs are reckoned from what the replicas measured, and the largest counts:
 
 - *steady*: the rate that is expected when a replica ordered now would answer, at no more than `target_utilisation` of
   what replicas can do. Expected is what arrives now, or more if it has been climbing beyond doubt.
@@ -8,6 +8,8 @@ How it works. Three needs are reckoned from what the replicas measured, and the 
   What was ordered and is still starting is counted, so nothing is ordered twice.
 - *bursts*: the rate plus its own spread over a second or so, at full utilisation, so that short bursts queue no longer
   than the objective allows.
+- *alone*: a second replica, if the first would have less free than two at the target utilisation have together. Small
+  rates multiply at once, and while another starts, or the only one is replaced, there is nobody else.
 
 Up at once. Down to the most that was needed within the last hold time, which starts at `down_after_s`, doubles when
 going down turns out to have been too early, and falls back when it no longer does: load that comes in bursts keeps its
@@ -27,6 +29,8 @@ RATES_KEPT = 24
 HOLD_MOST = 8  # times the least hold time
 HOLD_STARTS = 3  # a need is remembered for at least so many start-ups: what is dear to get back is kept for longer
 LOOK_AHEAD_MOST_S = 60.0
+ALONE = 0.4  # share of its capacity that a lone replica may always be given, if the target is no lower
+USUAL_S = 10.0  # a lone replica is judged by the mean rate of so long: for what noise adds there are the bursts
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,11 @@ class ScalePolicy:
             return load.done_per_s / load.replicas / load.busy_share
         return 0.0
 
+    @property
+    def alone_utilisation(self) -> float:
+        """Share of its capacity that a lone replica may be given."""
+        return max(2 * self.target_utilisation - 1, min(self.target_utilisation, ALONE))
+
     # -- inside --
 
     def _needed(self, load: Load, memory: Memory, now_s: float, capacity: float) -> tuple[float, str]:
@@ -134,7 +143,8 @@ class ScalePolicy:
         left = self._left_waiting(load, memory, now_s, capacity, lead_s)
         drain_s = max(self.drain_s, lead_s / 8)
         queue = ahead / capacity + left / capacity / drain_s if left > 0 else 0.0
-        needed, why = max((steady, ""), (bursts, ", bursts"), (queue, ", queue"))
+        alone = min(2.0, _usual(memory.rates, now_s) / capacity / self.alone_utilisation)
+        needed, why = max((steady, ""), (bursts, ", bursts"), (queue, ", queue"), (alone, ", too much for one alone"))
         return min(needed, FAR), why
 
     def _left_waiting(self, load: Load, memory: Memory, now_s: float, capacity: float, lead_s: float) -> float:
@@ -211,6 +221,12 @@ class ScalePolicy:
 def _with_peak(peaks: tuple[tuple[float, int], ...], now_s: float, needed: int) -> tuple[tuple[float, int], ...]:
     """The peaks with one more; those that it reaches are forgotten."""
     return (*(peak for peak in peaks if peak[1] > needed), (now_s, needed))
+
+
+def _usual(rates: tuple[tuple[float, float], ...], now_s: float) -> float:
+    """The mean rate of the last `USUAL_S`; 0 if none is remembered."""
+    recent = [rate for at_s, rate in rates if now_s - at_s < USUAL_S]
+    return sum(recent) / len(recent) if recent else 0.0
 
 
 def _trend(rates: tuple[tuple[float, float], ...]) -> tuple[float, float]:

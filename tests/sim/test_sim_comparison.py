@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from cluster.sim.world import SimVersion, StartUp, simulate
 from loadtest.arrivals import Constant, Step
 from loadtest.ray_scaling import RayScaler, RaySettings
 from loadtest.scaling import main
-from loadtest.scaling_report import Verdict
-from loadtest.scaling_scenes import PATTERNS, Scene, play
+from loadtest.scaling_report import Verdict, verdicts, worth_saying
+from loadtest.scaling_scenes import PATTERNS, Scene, figures, play
 
 COSTS = CostCurve.of({1: 0.050})
 
@@ -63,7 +64,7 @@ def test_rays_policy_keeps_as_many_as_its_target_says():
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_can_be_played_by_everybody(pattern):
-    for contestant in ("prism", "ray", "ray-tuned"):
+    for contestant in ("prism", "ray", "ray-tuned", "prompt"):
         found = play(Scene(pattern, rate=30.0, seconds=20), contestant, seed=1)
         assert found.requests > 0 and found.seconds == 20
 
@@ -73,6 +74,28 @@ def test_a_step_costs_half_the_seconds_outside_at_fewer_replica_seconds():
     prism, default = play(scene, "prism", 4), play(scene, "ray", 4)
     assert 2 * len(prism.outside) <= len(default.outside)
     assert prism.replica_seconds <= default.replica_seconds
+
+
+def test_whoever_keeps_nothing_to_spare_pays_for_a_step_with_the_start_up_at_least():
+    scene = Scene("step", rate=100.0, start_s=10.0, seconds=300)
+    bound = play(scene, "prompt", 4)
+    assert 6 <= len(bound.outside) <= 14
+    assert all(100 <= second < 115 for second in bound.outside)
+    assert len(play(scene, "prism", 4).outside) < len(bound.outside)  # it has a second replica
+
+
+def test_a_pattern_on_its_own_is_judged_too_and_said_if_missed():
+    run = replace(play(Scene("step", 30.0, seconds=2), "prism", 1), replica_seconds=9.0)
+    found = [
+        figures(Scene(pattern), name, [1], [replace(run, outside=outside)])
+        for pattern, name, outside in (
+            ("step", "prism", (1, 2)), ("step", "ray", (1, 2, 3)), ("ramp", "prism", ()), ("ramp", "ray", (1, 2, 3)),
+        )
+    ]  # fmt: skip
+    judged = verdicts(found)
+    assert [(v.pattern, v.met) for v in judged] == [("", True), ("step", False), ("ramp", True)]
+    assert [v.pattern for v in worth_saying(judged)] == ["", "step"]
+    assert "MISSED on step alone" in str(judged[1])
 
 
 def test_the_verdict_is_missed_by_one_second_or_one_replica_second():
@@ -86,7 +109,7 @@ def test_the_command_prints_a_table_and_writes_a_page(tmp_path):
     done = CliRunner().invoke(main, [*options, "--out", str(tmp_path)])
     assert done.exit_code in (0, 1) and "Ray Serve's default" in done.output, done.output
     whole = json.loads((tmp_path / "scaling-simulated.json").read_text())
-    assert [f["contestant"] for f in whole["figures"]] == ["prism", "ray", "ray-tuned"]
+    assert [f["contestant"] for f in whole["figures"]] == ["prism", "ray", "ray-tuned", "prompt"]
     assert "<svg" in (tmp_path / "scaling-simulated.html").read_text()
 
 

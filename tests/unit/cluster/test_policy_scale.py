@@ -121,6 +121,26 @@ def test_a_rate_that_swings_is_given_room_for_its_swings():
     assert policy.decide(load, Memory(), 19.5).replicas == 8
 
 
+def test_a_lone_replica_keeps_as_much_free_as_two_together():
+    assert [played(POLICY, [rate] * 20)[-1] for rate in (0.0, 39.0, 41.0, 69.0, 139.0, 141.0)] == [1, 1, 2, 2, 2, 3]
+
+
+def test_a_lone_replica_is_judged_by_what_is_usual_and_not_by_a_second():
+    rates = [20.0] * 40 + [60.0] * 2 + [20.0] * 40
+    assert max(played(POLICY, rates)) == 1
+
+
+def test_an_operator_who_wants_replicas_full_may_have_a_lone_one_full_too():
+    assert played(replace(POLICY, target_utilisation=1.0), [95.0] * 20)[-1] == 1
+    assert played(replace(POLICY, target_utilisation=0.25), [24.0] * 20)[-1] == 1
+
+
+@given(st.floats(0.05, 1.0))
+def test_a_lone_replica_is_never_given_more_than_one_of_many(target):
+    policy = replace(POLICY, target_utilisation=target)
+    assert 0 < policy.alone_utilisation <= target
+
+
 def test_calm_load_is_kept():
     assert POLICY.decide(CALM, Memory(), 0.0).replicas == 1
 
