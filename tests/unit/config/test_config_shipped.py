@@ -17,7 +17,8 @@ from ray.autoscaler._private.util import validate_config
 from cluster import __version__
 from cluster.cli.main import cli
 from cluster.join import JoinDocument
-from cluster.settings import Settings, read_settings, settings_from
+from cluster.ray_storage import URL_VARIABLE
+from cluster.settings import Settings, read_settings, settings_from, with_environment
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config"
@@ -200,13 +201,25 @@ def test_a_worker_joins_with_the_file_that_the_secret_holds():
     assert one("RayCluster")["spec"]["authOptions"]["secretName"] == secret["metadata"]["name"]
 
 
-def filled(file):
+@pytest.mark.parametrize("url", ["redis://:y@ray-redis:6379", ""])
+def test_a_head_pod_is_told_of_rays_own_redis_and_none_is_no_fault_tolerance(url):
+    secret = yaml.safe_load(filled(CONFIG / "kubernetes/secrets.yaml", RAY_REDIS_URL=url))
+    (variable,) = (found for found in container("head")["env"] if found["name"] == URL_VARIABLE)
+    told = secret["stringData"][variable["valueFrom"]["secretKeyRef"]["key"]]
+    head = settings_from(yaml.safe_load(one("ConfigMap")["data"]["head.yaml"]))
+    assert with_environment(head, {URL_VARIABLE: told}).ray.fault_tolerance_url == url
+    assert told != secret["stringData"]["store-url"]
+    assert URL_VARIABLE not in str([container(group) for group in ("cpu", "gpu")])
+
+
+def filled(file, **named):
     return Template(file.read_text()).substitute(
         RAY_TOKEN="ray",
         ADMIN_TOKEN="admin",
         WIRE_SECRET="wire",
         STORE_URL="redis://:x@redis:6379/0",
         ARTIFACTS_URL="s3://my-bucket/prism",
+        **{"RAY_REDIS_URL": "", **named},
     )
 
 
