@@ -23,6 +23,7 @@ from cluster.artifact import Artifact
 from cluster.errors import ServingError
 from converters.candidate import Options
 from converters.formats import Format
+from converters.interface import TRUST
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +153,8 @@ TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def main(request_file: str, result_file: str) -> None:
     """Run the request's task and write its reply, or its error, to `result_file`."""
     request = json.loads(Path(request_file).read_bytes())
+    if request.get("trusted"):
+        os.environ[TRUST] = "1"  # this process runs for one who trusts the model
     try:
         reply = {"ok": TASKS[request["task"]](request)}
     except ServingError as error:
