@@ -19,6 +19,10 @@ from converters.runtime import Arrays, Specs
 
 FILE = "interface.json"
 
+# Set to 1 in a process's environment, its runtimes load models that may do more than compute. That is for whoever runs
+# the process to say, never for an artifact.
+TRUST = "PRISM_TRUST_MODELS"
+
 
 def write_order(model: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Keep the names' order beside the model file."""

@@ -21,14 +21,16 @@ TIMEOUT_S = 900.0
 LAST_LINES, LINE_CHARACTERS = 3, 300
 
 
-def run_task(request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """The reply of `converters.worker` to one request.
+def run_task(
+    request: dict[str, Any], doing: str, timeout_s: float = TIMEOUT_S, trusted: bool = False
+) -> dict[str, Any]:
+    """The reply of `converters.worker` to one request; `trusted` lets it load what may do more than compute.
 
     Raises: ConversionFailed if the process dies or takes too long, and whatever serving error the task raised.
     """
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         request_file, result_file = Path(folder, "request.json"), Path(folder, "result.json")
-        request_file.write_text(json.dumps(request))
+        request_file.write_text(json.dumps({**request, "trusted": trusted}))
         # -P: a file in the current directory must not stand in for a module.
         command = [sys.executable, "-P", "-m", "converters.worker", str(request_file), str(result_file)]
         try:
@@ -72,7 +74,9 @@ def describe(model: Path, format_name: str = "onnx") -> tuple[Specs, Specs]:
     return inputs, outputs
 
 
-def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int, device: str = "cpu") -> list[Arrays | str]:
+def run_cases(
+    artifact: Path, cases: Sequence[Arrays], threads: int, device: str = "cpu", trusted: bool = False
+) -> list[Arrays | str]:
     """Outputs of each case through the runtime that serves the artifact, or the error it gave.
 
     Raises: as `run_task`.
@@ -92,6 +96,7 @@ def run_cases(artifact: Path, cases: Sequence[Arrays], threads: int, device: str
                 "device": device,
             },
             "running the converted model",
+            trusted=trusted,
         )
         with np.load(answered, allow_pickle=False) as found:
             results: list[Arrays | str] = []

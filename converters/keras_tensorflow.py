@@ -22,7 +22,7 @@ from cluster.errors import ConversionFailed
 from converters.candidate import Candidate, Case, Options, Say
 from converters.interface import write_order
 from converters.onnx_failures import brief
-from converters.tensorflow_source import FOLDER, MAX_MODEL_BYTES, as_found, refuse_effects
+from converters.tensorflow_source import FOLDER, MAX_MODEL_BYTES, as_found, check_effects
 from converters.tf_runtime import GRAPH_FILE, describe_model
 
 
@@ -37,8 +37,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     except Exception as error:
         raise ConversionFailed(f"Keras cannot export this model: {brief(error)}") from None
     path = folder / GRAPH_FILE
-    if not options.trust_pickle:
-        refuse_effects(path)
+    notes = check_effects(path, options.trust_pickle)
     inputs, outputs = describe_model(path)
     by_name = {spec.name for spec in inputs}
     names = [name for name in _names(model) if name in by_name]
@@ -50,6 +49,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         format="tensorflow",
         folder=work,
         tools={**candidate.tools, "keras": keras.__version__},
+        notes=(*candidate.notes, *notes),
     )
     found = as_found(exported, describe_model(path)[0], options)
     say("running the Keras model")

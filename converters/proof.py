@@ -114,7 +114,7 @@ def profiled(folder: Path, options: Options) -> dict[str, Any]:
         "budget_s": options.profile_s,
         "device": options.device,
     }
-    return run_task(request, "profiling")
+    return run_task(request, "profiling", trusted=options.trust_pickle)
 
 
 def evaluated(candidate: Candidate, signature: Signature, answers: Answers, options: Options) -> Evaluation | None:
@@ -147,7 +147,8 @@ def ask(artifact: Artifact, cases: Sequence[Case], inputs: Specs, free: bool, op
         tuple(take(array, range(row, row + 1)) for array in calls[largest])
         for row in range(min(ALONE_ROWS, cases[largest].rows) if free else 0)
     ]
-    found = run_cases(artifact.path, [*calls, calls[0], *alone], options.threads, options.device)
+    every = [*calls, calls[0], *alone]
+    found = run_cases(artifact.path, every, options.threads, options.device, options.trust_pickle)
     good: list[Arrays] = []
     for i, result in enumerate(found):
         if isinstance(result, str):

@@ -1,39 +1,27 @@
 """SavedModels and TFLite files from elsewhere: checked, and brought into a work folder.
 
-A SavedModel is a program: its graph may read and write files or call back into Python. Those operations are refused.
+A SavedModel is a program: its graph may read and write files or call back into Python. `tf_effects` says what may not
+be loaded without trust.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cluster.errors import ConversionFailed
 from cluster.tensors import ANY
 from converters.candidate import Candidate, Options, Say
+from converters.interface import TRUST
 from converters.isolated import describe
 from converters.ranges import check_ranges, parse_ranges
 from converters.runtime import Specs
 from converters.source_cases import fixed_note, with_cases
 
 FOLDER = "saved_model"
+OTHER_GRAPHS = ("saved_model.pbtxt", "saved_model.cpb")  # which parts of TensorFlow may take instead of the .pb
 MAX_MODEL_BYTES = 64 << 30
-
-# What reaches outside of the graph: Python, files, sockets, and code that is loaded by name.
-_EFFECTS = {
-    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "PrintV2", "Print"),
-    *("WholeFileReader", "WholeFileReaderV2", "TextLineReader", "TextLineReaderV2", "TFRecordReader"),
-    *("TFRecordReaderV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineDataset"),
-    *("TFRecordDataset", "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "SqlDataset", "SaveDataset"),
-    *("SaveDatasetV2", "LoadDataset", "DebugIdentity", "DebugIdentityV2", "XlaLaunch", "Send", "Recv"),
-    *("ImmutableConst", "DecodeProtoV2", "EncodeProto", "LMDBReader", "LMDBDataset", "CSVDataset", "CSVDatasetV2"),
-    *("CacheDataset", "CacheDatasetV2", "SnapshotDataset", "SnapshotDatasetV2", "DatasetToTFRecord", "Save"),
-    *("CreateSummaryDbWriter", "ImportEvent", "DebugNanCount", "DebugNumericSummary", "DebugNumericSummaryV2"),
-    *("DataServiceDataset", "FileSystemSetConfiguration"),
-    *("RemoteCall", "RpcCall", "SaveSlices", "CreateSummaryFileWriter", "WriteSummary", "DumpTensor"),
-}
 
 
 def convert_saved_model(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:
@@ -45,11 +33,16 @@ def convert_saved_model(candidate: Candidate, work: Path, options: Options, say:
 
     say("checking the SavedModel")
     check_folder(candidate.path)
-    if not options.trust_pickle:
-        refuse_effects(candidate.path / GRAPH_FILE)
+    notes = check_effects(candidate.path / GRAPH_FILE, options.trust_pickle)
     folder = work / FOLDER
     shutil.copytree(candidate.path, folder)
-    found = replace(candidate, path=folder / GRAPH_FILE, format="tensorflow", folder=work)
+    found = replace(
+        candidate,
+        path=folder / GRAPH_FILE,
+        format="tensorflow",
+        folder=work,
+        notes=(*candidate.notes, *notes),
+    )
     return as_found(found, describe_model(found.path)[0], options)
 
 
@@ -75,6 +68,8 @@ def as_found(candidate: Candidate, inputs: Specs, options: Options) -> Candidate
 
 def check_folder(folder: Path) -> None:
     """Raises: ConversionFailed if copying the folder would copy what is not in it, or more than may be read."""
+    if others := [name for name in OTHER_GRAPHS if (folder / name).exists()]:
+        raise ConversionFailed(f"{folder.name}: it holds a second graph, {others[0]}")
     root = folder.resolve()
     total = 0
     for entry in folder.rglob("*"):
@@ -88,20 +83,20 @@ def check_folder(folder: Path) -> None:
         raise ConversionFailed(f"{folder.name}: more than {MAX_MODEL_BYTES} bytes")
 
 
-def refuse_effects(graph_file: Path) -> None:
-    """Raises: ConversionFailed if the graph could do more than compute."""
-    found = sorted(set(_operations(graph_file)) & _EFFECTS)
-    if found:
-        raise ConversionFailed(
-            f"{graph_file.parent.name}: its graph holds {', '.join(found)}, which reach outside of it; "
-            "--trust-pickle loads it all the same"
-        )
+def check_effects(graph_file: Path, trusted: bool) -> tuple[str, ...]:
+    """A note on what the graph could do besides computing; nothing for a graph that only computes.
 
-
-def _operations(graph_file: Path) -> Iterator[str]:
+    Raises: ConversionFailed instead of a note, if the model is not `trusted`.
+    """
+    from converters.tf_effects import effects
     from converters.tf_runtime import serving_graph
 
-    graph = serving_graph(graph_file).graph_def
-    nodes: Sequence[Sequence[object]] = [graph.node, *(function.node_def for function in graph.library.function)]
-    for group in nodes:
-        yield from (str(node.op) for node in group)  # type: ignore[attr-defined]  # protobuf's generated classes
+    found = ", ".join(effects(serving_graph(graph_file)))
+    if not found:
+        return ()
+    if not trusted:
+        raise ConversionFailed(
+            f"{graph_file.parent.name}: its graph holds {found}, which may do more than compute; --trust-pickle loads "
+            "it all the same"
+        )
+    return (f"the graph holds {found}: where it is served as it is, {TRUST}=1 must be set",)

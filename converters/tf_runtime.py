@@ -20,9 +20,10 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from cluster.artifact import Artifact
 from cluster.errors import EngineFailed, InvalidRequest, ServingError
 from cluster.tensors import ANY, DTYPES, Signature, TensorSpec
-from converters.interface import check_inputs, check_manifest, check_rows, in_order, may_lose_rows
+from converters.interface import TRUST, check_inputs, check_manifest, check_rows, in_order, may_lose_rows
 from converters.onnx_failures import brief
 from converters.runtime import Arrays, Specs
+from converters.tf_effects import effects
 
 GRAPH_FILE = "saved_model.pb"
 SERVING, TAG = "serving_default", "serve"
@@ -58,6 +59,9 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> TensorF
     """The runtime of a `tensorflow` artifact. Raises as `converters.runtime.open_runtime`."""
     model = artifact.model_path
     graph_def = serving_graph(model)
+    found = effects(graph_def)
+    if found and os.environ.get(TRUST) != "1":
+        raise EngineFailed(f"{model.name}: its graph holds {', '.join(found)}, which may do more than compute")
     signature = check_manifest(artifact, *_specs(graph_def))
     compat = tf.compat.v1
     gpus = tf.config.list_physical_devices("GPU") if accelerator != "cpu" else []

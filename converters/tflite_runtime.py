@@ -5,10 +5,12 @@ LiteRT plans memory for the sizes it is told; they are told again only when they
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from cluster.artifact import Artifact
@@ -90,9 +92,27 @@ def describe_model(model: Path) -> tuple[Specs, Specs]:
 
 def _interpreter(model: Path, threads: int) -> Any:
     try:
-        return Interpreter(model_path=str(model), num_threads=threads)
+        interpreter = Interpreter(model_path=str(model), num_threads=threads)
+        foreign = custom_operations(model)
     except Exception as error:
         raise EngineFailed(f"{model.name}: LiteRT cannot load it: {brief(error)}") from None
+    if foreign:
+        raise EngineFailed(f"{model.name}: it holds {', '.join(foreign)}, which are not TFLite's own operators")
+    return interpreter
+
+
+def custom_operations(model: Path) -> tuple[str, ...]:
+    """Operators of a TFLite file that are not TFLite's own: TensorFlow's (`Flex...`), or anybody's."""
+    with model.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        root = schema.Model.GetRootAs(content, 0)
+        codes = [root.OperatorCodes(i) for i in range(root.OperatorCodesLength())]
+        names = {
+            (code.CustomCode() or b"?").decode(errors="replace")
+            for code in codes
+            if schema.BuiltinOperator.CUSTOM in (code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        }
+        del root, codes  # they hold views of the file
+    return tuple(sorted(names))
 
 
 def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
