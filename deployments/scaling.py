@@ -38,6 +38,7 @@ class ServeScale:
         self._granted = granted or self._policy.max_replicas
         self._memory = Memory()
         self._note: Note | None = None
+        self._last: int | None = None  # decided
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         load = load_from(ctx)
@@ -49,6 +50,9 @@ class ServeScale:
         self._memory = verdict.memory
         replicas = min(verdict.replicas, self._granted)
         changed = self._note.changed
+        if self._last == 0 and ctx.target_num_replicas:  # Serve wakes a version at its first request without asking
+            changed = f"0 -> {ctx.target_num_replicas}: up: requests waited for a version at zero"
+        self._last = replicas
         if replicas != ctx.target_num_replicas:
             reason = verdict.reason
             if replicas < verdict.replicas:

@@ -120,6 +120,18 @@ def test_what_is_wanted_outlasts_a_quiet_moment_and_a_new_bound(monkeypatch):
     )  # unbound, it has what it wants
 
 
+def test_a_version_that_serve_has_woken_says_so(monkeypatch):
+    notes = {}
+    monkeypatch.setattr("deployments.scaling.write_note", notes.__setitem__)
+    scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=0, max_replicas=5)))
+    assert scale(context(target_num_replicas=0, running_replicas=[]))[0] == 0
+    assert notes["model:m:1"].changed == ""
+    assert scale(context(target_num_replicas=1, running_replicas=[]))[0] == 1
+    assert notes["model:m:1"].changed == "0 -> 1: up: requests waited for a version at zero"
+    scale(context(target_num_replicas=1))
+    assert notes["model:m:1"].changed.startswith("1 -> 3: up: 150 rows/s")
+
+
 def test_before_any_report_the_target_is_kept():
     scale = ServeScale(**policy_arguments(DeploySettings(min_replicas=1, max_replicas=5)))
     assert scale(context(aggregated_metrics={}))[0] == 2
