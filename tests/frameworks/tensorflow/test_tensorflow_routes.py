@@ -246,3 +246,12 @@ def test_a_saved_model_that_reads_files_is_refused(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serving_default": module.read})
     with pytest.raises(ConversionFailed, match="its graph holds ReadFile"):
         convert(tmp_path / "m", tmp_path / "out", ("tensorflow",), QUICK)
+
+
+def test_a_saved_model_whose_input_may_have_any_number_of_dimensions_is_refused(tmp_path):
+    module = tf.Module()
+    signature = [tf.TensorSpec(None, tf.float32, name="x")]
+    module.double = tf.function(lambda x: {"y": x * 2.0}, input_signature=signature)
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.double)
+    with pytest.raises(InvalidRequest, match="x: its number of dimensions is not stated"):
+        convert(tmp_path / "saved", tmp_path / "out", ("tensorflow",), QUICK)
