@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-from onnxruntime.capi import onnxruntime_pybind11_state as status
-
 from cluster.errors import EngineFailed, InvalidRequest, ServingError
 
 _MESSAGE_CHARS = 400
@@ -42,6 +40,9 @@ def failure_of(error: Exception) -> ServingError:
         InvalidRequest where the inputs' sizes or values were refused. EngineFailed for everything else: memory, the
         device, kernels that are missing, and statuses that no input explains.
     """
+    # Not at the top: `brief` is also asked where another runtime serves, and ONNX Runtime need not be installed.
+    from onnxruntime.capi import onnxruntime_pybind11_state as status
+
     text = _PREFIX.sub("", " ".join(str(error).split()))
     node = ""
     while match := _NODE.match(text):  # a node inside a Loop or If is named after the one around it
