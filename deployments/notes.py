@@ -1,4 +1,8 @@
-"""What the autoscaling policy decided last, for the controller to read: in Ray's key-value store, which both reach."""
+"""What is kept of autoscaling's decisions.
+
+Notes for the controller are in Ray's key-value store, which both reach; the policy's memory is in the process that
+decides.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import msgspec
+
+from cluster.policy.scale import Memory
 
 _NAMESPACE = b"prism-scaling"
 NOTE_EVERY_S = 5.0  # a note that stays the same is written again so often, so that an old one can be told
@@ -47,3 +53,18 @@ def read_notes(apps: Iterable[str]) -> dict[str, Note]:
             except msgspec.DecodeError:  # another release's
                 continue
     return found
+
+
+_memories: dict[str, tuple[float, Memory]] = {}  # by application, with the time of the last decision
+
+
+def remember(app: str, memory: Memory, now_s: float) -> None:
+    """Keep the policy's memory for whoever decides next in this process; `now_s` is on a clock that never goes back."""
+    _memories[app] = (now_s, memory)
+
+
+def recalled(app: str, now_s: float) -> Memory:
+    """What `remember` was told last of the application; nothing if that was so long ago that it has been away."""
+    for stale in [name for name, (at_s, _) in _memories.items() if now_s - at_s > NOTE_VALID_S]:
+        del _memories[stale]
+    return _memories[app][1] if app in _memories else Memory()

@@ -16,8 +16,8 @@ from typing import Any
 
 from cluster.documents import DeploySettings
 from cluster.policy.load import Load, ReplicaLoad, load_of
-from cluster.policy.scale import Memory, ScalePolicy
-from deployments.notes import NOTE_EVERY_S, NOTE_VALID_S, Note, read_notes, write_note
+from cluster.policy.scale import ScalePolicy
+from deployments.notes import NOTE_EVERY_S, NOTE_VALID_S, Note, read_notes, recalled, remember, write_note
 
 log = logging.getLogger("ray.serve")
 
@@ -25,7 +25,10 @@ _FIELDS = tuple(field.name for field in fields(ReplicaLoad))
 
 
 class ServeScale:
-    """A Serve custom autoscaling policy around `ScalePolicy`; it keeps the policy's memory between calls.
+    """A Serve custom autoscaling policy around `ScalePolicy`.
+
+    The policy's memory is kept outside of it: with every change of a setting or a bound Serve makes a new object of
+    this class, and what was learnt, such as how long bursts stay away, must not go with the old one.
 
     `granted` bounds the count where others need the resources; the policy reckons with its own `max_replicas`, and with
     what it wanted instead of what it was granted: else it would want no more than that as soon as load falls for a
@@ -36,7 +39,6 @@ class ServeScale:
         self._policy = ScalePolicy(**policy)  # type: ignore[arg-type]
         self._bounded = granted > 0
         self._granted = granted or self._policy.max_replicas
-        self._memory = Memory()
         self._note: Note | None = None
         self._last: int | None = None  # decided
 
@@ -46,8 +48,9 @@ class ServeScale:
             self._note = self._noted(ctx.app_name)
         if self._bounded and load.target:
             load = replace(load, target=max(load.target, min(self._note.wants, self._policy.max_replicas)))
-        verdict = self._policy.decide(load, self._memory, time.monotonic())
-        self._memory = verdict.memory
+        now_s = time.monotonic()
+        verdict = self._policy.decide(load, recalled(ctx.app_name, now_s), now_s)
+        remember(ctx.app_name, verdict.memory, now_s)
         replicas = min(verdict.replicas, self._granted)
         changed = self._note.changed
         if self._last == 0 and ctx.target_num_replicas:  # Serve wakes a version at its first request without asking
@@ -65,7 +68,7 @@ class ServeScale:
         return replicas, {"reason": verdict.reason}
 
     def _noted(self, app: str) -> Note:
-        """What was wanted before the bound was set: with every change of it Serve makes a new object of this class."""
+        """What was wanted before the bound was set."""
         if self._bounded:
             try:
                 note = read_notes((app,)).get(app)

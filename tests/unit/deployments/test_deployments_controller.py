@@ -7,10 +7,12 @@ import pytest
 from cluster.documents import DeploySettings, ModelDocument, VersionRecord
 from cluster.nodes import DrainRequest, NodeReports
 from cluster.policy.nodes import NodeSeen
+from cluster.policy.scale import Memory
 from cluster.settings import Settings
 from cluster.tensors import Signature, TensorSpec
 from deployments import applications as apps
 from deployments.controller import Reconciler, applications_seen, wanted_applications
+from deployments.notes import recalled
 from deployments.scaling import ServeScale, load_from, policy_arguments
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
@@ -51,6 +53,11 @@ def test_what_serve_reports_is_read():
     seen, gateways = applications_seen(status)
     assert gateways == {"n": "RUNNING"}
     assert (seen["model:m:1"].running, seen["model:m:1"].target, seen["model:m:1"].message) == (2, 3, "why")
+
+
+@pytest.fixture(autouse=True)
+def fresh_memories(monkeypatch):
+    monkeypatch.setattr("deployments.notes._memories", {})
 
 
 def context(**changes):
@@ -118,6 +125,24 @@ def test_what_is_wanted_outlasts_a_quiet_moment_and_a_new_bound(monkeypatch):
     assert (
         ServeScale(**policy_arguments(DeploySettings(max_replicas=5)))(quiet)[0] == 2
     )  # unbound, it has what it wants
+
+
+def test_what_was_learnt_of_bursts_outlasts_a_new_bound_but_not_a_long_absence(monkeypatch):
+    monkeypatch.setattr("deployments.scaling.write_note", lambda app, note: None)
+    monkeypatch.setattr("deployments.scaling.read_notes", lambda apps: {})
+    now = [1000.0]
+    monkeypatch.setattr("deployments.scaling.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    settings = DeploySettings(min_replicas=1, max_replicas=5, down_after_s=10)
+    calm = {**context().aggregated_metrics, "rows_per_s": {"a": 9.0}, "queue_rows": {}, "backlog_rows": {}}
+    quiet = context(aggregated_metrics=calm, target_num_replicas=3)
+    ServeScale(**policy_arguments(settings))(context())  # needs 3
+    for granted in (0, 3, 0, 4):  # a new object each time, within the hold time
+        now[0] += 2
+        assert ServeScale(**policy_arguments(settings, granted))(quiet)[0] == 3
+    now[0] += 8
+    assert ServeScale(**policy_arguments(settings))(quiet)[0] < 3
+    assert recalled("model:m:1", now[0]).lowered == (now[0], 3)
+    assert recalled("model:m:1", now[0] + 60) == Memory()
 
 
 def test_a_version_that_serve_has_woken_says_so(monkeypatch):
