@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from cluster.errors import ConversionFailed
 from converters.formats import Format
@@ -16,13 +17,30 @@ from converters.onnx_failures import brief
 MAX_MODEL_BYTES = 8 << 30
 PICKLES = (".pkl", ".pickle", ".joblib")
 
-# What a skops file may hold beside what skops trusts itself: fitted trees, and the other two libraries' models.
-_TRUSTED = (
-    "sklearn.tree._tree.",
-    "sklearn.ensemble._hist_gradient_boosting.",
-    "xgboost.",
-    "lightgbm.",
-    "collections.OrderedDict",
+# What a skops file may hold beside what skops trusts itself: what fitted models are made of. Each name is a class that
+# keeps numbers, or a function of numbers; none takes the name of a file or of something to call.
+TRUSTED = frozenset(
+    f"{module}.{name}"
+    for module, names in {
+        "collections": ("OrderedDict",),
+        "numpy": ("dtype",),
+        "xgboost.core": ("Booster",),
+        "xgboost.sklearn": ("XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor"),
+        "lightgbm.basic": ("Booster",),
+        "lightgbm.sklearn": ("LGBMClassifier", "LGBMRegressor"),
+        "sklearn.tree._tree": ("Tree",),
+        "sklearn.ensemble._hist_gradient_boosting.predictor": ("TreePredictor",),
+        "sklearn._loss.loss": ("HalfTweedieLoss", "HalfTweedieLossIdentity"),
+        "sklearn.calibration": ("_CalibratedClassifier", "_SigmoidCalibration"),
+        "sklearn.feature_selection._univariate_selection": ("f_classif", "f_regression", "chi2"),
+        "sklearn.gaussian_process._gpc": ("_BinaryGaussianProcessClassifierLaplace",),
+        "sklearn.gaussian_process.kernels": ("ConstantKernel", "Matern", "Product", "RBF", "Sum", "WhiteKernel"),
+        "sklearn.metrics._dist_metrics": ("EuclideanDistance64", "ManhattanDistance64", "MinkowskiDistance64"),
+        "sklearn.neighbors._ball_tree": ("BallTree",),
+        "sklearn.neighbors._kd_tree": ("KDTree",),
+        "sklearn.neural_network._stochastic_optimizers": ("AdamOptimizer", "SGDOptimizer"),
+    }.items()
+    for name in names
 )
 
 
@@ -81,10 +99,24 @@ def _lightgbm(path: Path) -> Any:
 def _skops(path: Path) -> Any:
     import skops.io
 
-    unknown = [name for name in skops.io.get_untrusted_types(file=path) if not name.startswith(_TRUSTED)]
+    _check_sizes(path)
+    named = skops.io.get_untrusted_types(file=path)
+    unknown = [name for name in named if name not in TRUSTED]
     if unknown:
         raise ConversionFailed(f"{path.name}: it holds {_few(unknown)}, which could run code")
-    return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    return skops.io.load(path, trusted=named)
+
+
+def _check_sizes(path: Path) -> None:
+    """Raises: ConversionFailed if the archive, with the archives of sparse arrays in it, unpacks to too much."""
+    with ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        for member in archive.infolist():
+            if member.filename.endswith(".npz") and size <= MAX_MODEL_BYTES:
+                with archive.open(member) as stream, ZipFile(stream) as arrays:
+                    size += sum(array.file_size for array in arrays.infolist())
+    if size > MAX_MODEL_BYTES:
+        raise ConversionFailed(f"{path.name}: it unpacks to more than {MAX_MODEL_BYTES} bytes")
 
 
 def _few(names: Sequence[str]) -> str:
