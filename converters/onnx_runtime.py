@@ -14,8 +14,8 @@ from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.onnx_failures import failure_of
-from converters.onnx_providers import CUDA, TENSORRT, Profile, profile_for
-from converters.onnx_session import open_session
+from converters.onnx_providers import CPU, CUDA, TENSORRT, Profile, profile_for
+from converters.onnx_session import open_session, placed_by
 from converters.onnx_tensorrt import open_on_tensorrt, ranges_of
 from converters.runtime import Arrays
 
@@ -61,6 +61,11 @@ class OnnxRuntime:
     def provider(self) -> str:
         """The execution provider that was chosen, such as `CPUExecutionProvider`."""
         return str(self._session.get_providers()[0])
+
+    @property
+    def placed(self) -> dict[str, int]:
+        """Nodes of the model by the provider that computes them; {} on the CPU, or where ONNX Runtime does not tell."""
+        return (placed_by(self._session) or {}) if self.provider != CPU else {}
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `converters.runtime.Runtime.run`."""

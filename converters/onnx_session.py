@@ -76,8 +76,6 @@ def _started(
     lacking = shortfall(rung, session.get_providers(), placed)
     if lacking:
         raise EngineFailed(f"accelerator: {lacking}")
-    if placed:
-        log.info("%s: nodes by provider: %s", path.name, placed)
     return session
 
 

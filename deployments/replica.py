@@ -73,6 +73,8 @@ class ModelReplica:
         )
         watch.lap(startup.LOAD)
         watch.split(startup.LOAD, startup.BUILD, derived.spent_s)
+        if placed := getattr(runtime, "placed", None):
+            log.info("%s:%s: nodes by provider: %s", model, self._record.version, placed)
         chosen = accelerator != "auto" and provider != "tensorrt"
         device = accelerator if chosen else used_device(runtime)
         self._costs = self._artifact.cost_curve(device)

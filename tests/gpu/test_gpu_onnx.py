@@ -13,7 +13,6 @@ from cluster.errors import EngineFailed
 from converters.build import convert
 from converters.candidate import Options
 from converters.onnx_providers import CUDA
-from converters.onnx_session import open_session, placed_by
 from converters.runtime import can_use_gpu, open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, mlp_model, text_artifact, two_input_artifact
 
@@ -40,7 +39,7 @@ def test_a_gpu_answers_as_the_cpu_does(make, tmp_path):
 def test_auto_takes_the_gpu_and_the_models_nodes_are_on_it(tmp_path):
     artifact = mlp_artifact(tmp_path / "a")
     assert can_use_gpu("onnx")
-    placed = placed_by(open_session(artifact.model_path, accelerator="auto"))
+    placed = open_runtime(artifact, accelerator="auto").placed
     assert set(placed) == {CUDA} and placed[CUDA] >= 2
 
 

@@ -137,7 +137,7 @@ def test_without_a_gpu_tensorrt_is_refused_and_with_auto_replaced(artifact, monk
 def test_sizes_outside_what_engines_were_built_for_are_the_callers_mistake(artifact, monkeypatch):
     monkeypatch.setattr(onnx_runtime, "open_on_tensorrt", lambda *a: open_on_tensorrt(*a, create=on_tensorrt))
     runtime = open_runtime(artifact, accelerator="gpu", provider="tensorrt")
-    assert runtime.provider == TENSORRT
+    assert runtime.provider == TENSORRT and runtime.placed == {TENSORRT: 1}
     assert runtime.run((np.zeros((16, 4), "f4"),))[0].shape == (16, 3)
     with pytest.raises(InvalidRequest, match=r"x of shape \[17, 4\] is outside the ranges"):
         runtime.run((np.zeros((17, 4), "f4"),))
