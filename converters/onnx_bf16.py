@@ -24,6 +24,8 @@ from converters.onnx_failures import brief
 from converters.onnx_file import MODEL_FILE, read, save
 
 ROUNDED = "What was compared is a copy in FP32 that rounds every value to BF16"
+_INFINITE = 0x7F80  # https://en.wikipedia.org/wiki/Bfloat16_floating-point_format: eight ones and no mantissa
+
 UNEXECUTED = f"not executed here: ONNX Runtime computes no BF16 on a CPU. {ROUNDED}"
 
 
@@ -164,9 +166,13 @@ def _round(graph: onnx.GraphProto, halves: set[str]) -> None:
 
 
 def _bf16(values: np.ndarray) -> np.ndarray:
-    """FP32 values to the 16 upper bits of the nearest BF16, ties to even; NaN stays NaN."""
+    """FP32 values to the 16 upper bits of the nearest finite BF16, ties to even; infinities and NaN stay.
+
+    What would round to infinity, such as the most negative FP32 that masks attention, becomes the largest instead.
+    """
     bits = values.astype("<f4").view("<u4").astype(np.uint64)
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    nearest = np.where(np.isfinite(values) & (nearest & 0x7FFF == _INFINITE), nearest - 1, nearest)
     return np.where(np.isnan(values), 0x7FC0, nearest).astype("<u2")
 
 

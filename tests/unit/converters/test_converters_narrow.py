@@ -56,6 +56,9 @@ def test_bf16_rounds_to_the_nearest_and_ties_to_even():
     values = values.astype("f4")
     ours = (onnx_bf16._bf16(values).astype("<u4") << 16).view("<f4")
     np.testing.assert_array_equal(ours, values.astype(ml_dtypes.bfloat16).astype("f4"))
+    largest = np.array([1, -1], "f4") * np.finfo("f4").max
+    (up, down) = (onnx_bf16._bf16(largest).astype("<u4") << 16).view("<f4")
+    assert np.isfinite([up, down]).all() and up == -down > 3.38e38
     assert np.isnan((onnx_bf16._bf16(np.array([np.nan], "f4")).astype("<u4") << 16).view("<f4")).all()
 
 
