@@ -52,7 +52,12 @@ def _wait_drained(nodes: NodeStore, node: NodeReport, timeout_s: float, as_json:
         reports = nodes.reports()
         now = next((each for each in reports.nodes if each.id == node.id), None)
         if now is None and reports.at_s > asked_s:
-            return None  # it has left
+            wished = nodes.drains()
+            again = [each for each in reports.nodes if each.address == node.address and each.id in wished]
+            if not again:
+                return None  # it has left
+            node = now = again[0]  # it has joined again, and its supervisor has passed the wish on
+            told = ""
         if now is not None and now.state == "DRAINED":
             return None
         left = _what_is_left(now) if now is not None else ""

@@ -16,7 +16,7 @@ from cluster.cli.session import Session
 from cluster.errors import OperatorError, ServingError
 from cluster.home import Home, SupervisorState
 from cluster.join import JoinDocument
-from cluster.nodes import NodeReport, NodeReports
+from cluster.nodes import DrainRequest, NodeReport, NodeReports
 from cluster.procs import Identity
 from cluster.settings import Boot, GatewaySettings, HttpSettings, Settings
 from cluster.store.memory import MemoryStore
@@ -73,6 +73,15 @@ def test_drain_waits_until_nothing_is_left_and_tells_what_still_is(session, last
     assert [line.partition(": ")[2] for line in told[:-1]] == ["left: 2 of m:1, the gateway", "left: 1 of m:1"]
     assert told[-1] == "bbbbbbbbbbbb (beta, 10.0.0.2) is drained"
     assert given.store.nodes.drains()[WORKER.id].by == "ada"
+
+
+def test_drain_follows_a_node_that_has_joined_again_meanwhile(session):
+    again = replace(WORKER, id="cc" * 28)
+    given = session((HEAD, WORKER), (HEAD, WORKER), (HEAD, again), (HEAD, replace(again, state="DRAINED")))
+    given.store.nodes.drain(again.id, DrainRequest("ada", 1.0))  # as the node's supervisor does
+    told = run(given, "drain", "10.0.0.2").splitlines()
+    assert [line[:12] for line in told] == ["bbbbbbbbbbbb", "cccccccccccc", "bbbbbbbbbbbb"]
+    assert told[-1].endswith("is drained")
 
 
 def test_drain_can_leave_the_waiting_to_others(session):
