@@ -167,11 +167,11 @@ def add_load(report: Page, result: LoadResult) -> None:
         tail({"answers": result.distribution}, result.load.limit_s, PERCENTILE_MARKS),
         "Every answer counts; nothing is rounded into buckets.",
     )
-    if len(result.phases) > 1:
+    if _differ([phase.offered_rps for phase in result.phases]):
         report.chart(
             latency_by_rate(result.phases, result.load.limit_s), "Latency against the rate offered, per phase."
         )
-    if total.server.batches:
+    if len(total.server.batches) > 1:
         report.section("Batches the server ran")
         report.chart(histogram(total.server.batches, "rows, up to", "batches"))
 
@@ -238,7 +238,7 @@ def _panels(result: LoadResult) -> list[Panel]:
     ]
     if _any(server.queue_rows):
         found.append(Panel("rows queued at the server", {"rows": server.queue_rows}))
-    if _any(server.batch_rows):
+    if any(rows is not None and rows > 1 for rows in server.batch_rows):
         found.append(Panel("rows per batch", {"mean": server.batch_rows}))
     if server.replicas:
         found.append(Panel("replicas", {f"version {name}": row for name, row in server.replicas.items()}, "step"))
@@ -323,6 +323,11 @@ def _keys(target: dict[str, object]) -> str:
 
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
+
+
+def _differ(rates: Sequence[float]) -> bool:
+    """Whether phases are so unlike that their latencies against their rates say more than chance."""
+    return len(rates) > 1 and max(rates) > 1.5 * min(rates)
 
 
 def _any(values: Iterable[float | None]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.endurance import MODELS, by_the_minute, keep, read_kept
+from loadtest.endurance import MODELS, OBJECTIVE_S, by_the_minute, keep, read_kept
 from loadtest.plan import plan
 from loadtest.report import write_files
 from loadtest.result import LoadResult
@@ -66,7 +66,7 @@ def test_replicas_and_queue_are_those_of_the_minute():
 def test_a_second_is_outside_once_for_late_and_for_failed_requests():
     in_10, in_80 = (np.floor(DUE_S) == second for second in (10, 80))
     assert in_10.any() and in_80.any()
-    latency_s = np.where(in_10, 1.5, 0.02)
+    latency_s = np.where(in_10, 1.1 * OBJECTIVE_S, 0.9 * OBJECTIVE_S)
     first, last = by_the_minute(*run(latency_s, np.where(in_80, Outcome.HTTP_503, Outcome.OK)))
     assert (first.outside, first.failed) == (1, 0)
     assert (last.outside, last.failed) == (1, in_80.sum())
