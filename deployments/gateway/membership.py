@@ -17,6 +17,8 @@ from deployments.startup import METADATA, Start
 Addresses = dict[str, dict[str, str]]
 """Replica id -> what its `record_replica_metadata` returned, with its Ray node under "node"."""
 
+GONE_KEPT = 64  # replicas of which it is still known when they were met
+
 
 @dataclass(frozen=True, slots=True)
 class StartSeen:
@@ -58,8 +60,10 @@ class Membership:
     def publish(self, application: str, replicas: Addresses) -> None:
         with self._lock:
             self._last[application] = replicas
-            met_s, now_s = self._met_s.get(application, {}), time.time()
-            self._met_s[application] = {replica: met_s.get(replica, now_s) for replica in replicas}
+            # A replica whose settings change in place leaves the list for a moment.
+            met_s = dict.fromkeys(replicas, time.time()) | self._met_s.get(application, {})
+            gone = [replica for replica in met_s if replica not in replicas][GONE_KEPT:]
+            self._met_s[application] = {replica: at_s for replica, at_s in met_s.items() if replica not in gone}
             listener = self._listeners.get(application)
         if listener is not None:
             listener(replicas)

@@ -1,6 +1,6 @@
 import time
 
-from deployments.gateway.membership import Membership
+from deployments.gateway.membership import GONE_KEPT, Membership
 from deployments.startup import METADATA, Start
 
 
@@ -37,5 +37,16 @@ def test_when_a_replica_was_met_does_not_change_with_later_lists():
     first = membership.starts("a")
     membership.publish("a", {"r": replica, "s": replica})
     assert membership.starts("a")[0] == first[0]
+    membership.publish("a", {"s": replica})
+    membership.publish("a", {"r": replica})  # back after a change in place
+    assert membership.starts("a") == first
     membership.forget("a")
     assert membership.starts("a") == []
+
+
+def test_replicas_that_have_gone_are_not_remembered_for_ever():
+    membership = Membership()
+    for i in range(5 * GONE_KEPT):
+        membership.publish("a", {f"r{i}": {}, "stays": {}})
+    (met_s,) = membership._met_s.values()
+    assert len(met_s) <= GONE_KEPT + 2 and {"stays", f"r{i}", f"r{i - 1}"} <= set(met_s)
