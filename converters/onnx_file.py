@@ -36,6 +36,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     """
     say("checking the ONNX file")
     model = read(candidate.path)
+    trained = evaluate(model)
     path = save(model, work / MODEL_FILE)
     check(path)
     inputs, _ = describe(path)
@@ -46,7 +47,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
         precision=precision_of(model),
         source=dict(candidate.source),
         tools={"onnx": onnx.__version__},
-        notes=(*candidate.notes, *notes),
+        notes=(*candidate.notes, *trained, *notes),
     )
     check_ranges(parse_ranges(options.dynamic), inputs)
     return with_cases(found, inputs, options, batched)
@@ -68,6 +69,48 @@ def read(path: Path) -> onnx.ModelProto:
     except Exception as error:
         raise ConversionFailed(f"{path.name}: its external data cannot be read: {brief(error)}") from None
     return model
+
+
+def evaluate(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Put what was exported in training mode into evaluation mode; a note if there was any.
+
+    Raises: ConversionFailed if something in the graph uses what only training computes.
+    """
+    graphs = list(_graphs(model.graph))
+    constants = {t.name: t for graph in graphs for t in graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t for graph in graphs for node in graph.node if node.op_type == "Constant"
+    }
+    used = {name for graph in graphs for node in graph.node for name in node.input}
+    used |= {value.name for graph in graphs for value in graph.output}
+    changed: list[str] = []
+    for node in (node for graph in graphs for node in graph.node):
+        flags = [a for a in node.attribute if a.name == "training_mode" and a.i]
+        if node.op_type == "BatchNormalization" and flags:
+            if used & set(node.output[1:]):
+                raise ConversionFailed(f"node {node.name!r}: its running statistics are used, which only training has")
+            flags[0].i = 0
+            del node.output[1:]
+        elif node.op_type == "Dropout" and len(node.input) > 2 and _is_true(constants.get(node.input[2])):
+            del node.input[2:]  # without it, nothing is dropped
+        else:
+            continue
+        changed.append(node.op_type)
+    if not changed:
+        return ()
+    return (f"the source was in training mode ({', '.join(sorted(set(changed)))}) and was put into evaluation mode",)
+
+
+def _is_true(tensor: TensorProto | None) -> bool:
+    return tensor is not None and bool(onnx.numpy_helper.to_array(tensor).all())
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
 
 
 def confine(model: onnx.ModelProto, folder: Path) -> None:

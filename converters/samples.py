@@ -71,7 +71,7 @@ def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
             raise InvalidRequest(f"{what}: {path.name} unpacks to {size} bytes, at most {MAX_DATA_BYTES} are read")
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: np.asarray(found[name], order="C") for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:  # sizes are what a header says
         raise InvalidRequest(f"{what}: {path.name} is not an .npz of plain arrays ({error})") from None
     if not arrays:
         raise InvalidRequest(f"{what}: {path.name} holds no arrays")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,17 @@ def test_files_that_are_something_else_are_one_clear_line(tmp_path, cancer):
         with pytest.raises(ConversionFailed) as caught:
             converted(tmp_path / name, tmp_path, cancer[0])
         assert name in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_file_that_ends_its_library_is_an_error_and_not_the_end(tmp_path, cancer):
+    x, y = cancer
+    text = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1).fit(x, y).booster_.model_to_string()
+    (tmp_path / "m.txt").write_text(re.sub(r"tree_sizes=.*", "tree_sizes=7 7 7", text))  # LightGBM calls abort()
+    with pytest.raises(
+        ConversionFailed, match=r"^onnx: lightgbm to onnx: the process was killed by SIGABRT: .*LightGBM"
+    ):
+        convert(tmp_path / "m.txt", tmp_path / "out", options=quick(tmp_path, x, apart=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.txt", "sample.npz"]
 
 
 def test_the_model_takes_one_array(tmp_path, cancer):

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import tarfile
 import zipfile
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from cluster.errors import ConversionFailed
-from converters import tensorflow_source, torch_script
+from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
+from cluster.tensors import ANY, TensorSpec
+from converters import onnx_file, samples, tensorflow_source, torch_script
+from converters.candidate import Options
+from converters.onnx_runtime import open_session
+from onnx_models import mlp_model, model_of
 
 
 def archive(path, members):
@@ -76,3 +84,115 @@ def test_a_folder_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorflow_source, "MAX_MODEL_BYTES", 4)
     with pytest.raises(ConversionFailed, match="more than 4 bytes"):
         tensorflow_source.check_folder(saved_model(tmp_path / "m"))
+
+
+def member(name, shape, content=b""):
+    """An `.npz` whose one array says that it has `shape`."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        made.writestr(f"{name}.npy", header.getvalue() + content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 40, 1 << 40), (10,), (1 << 33,)])
+def test_data_that_says_it_is_larger_than_it_is_is_refused(tmp_path, shape):
+    (tmp_path / "x.npz").write_bytes(member("x", shape, b"\0" * 8))
+    with pytest.raises(InvalidRequest, match=r"sample: x\.npz is not an \.npz of plain arrays"):
+        samples.read_npz(tmp_path / "x.npz", "sample")
+
+
+def test_data_with_a_name_that_leads_elsewhere_is_a_name_only(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.npz").write_bytes(member("../../x", (2,), b"\0" * 8))
+    assert list(samples.read_npz(tmp_path / "in" / "x.npz", "sample")) == ["../../x"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "x.npz"]
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickles_among_the_data_are_never_read(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.array([Trap(tmp_path / "sprung")], dtype=object))
+    (tmp_path / "y.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    for name in ("x.npz", "y.npz"):
+        with pytest.raises(InvalidRequest, match="is not an"):
+            samples.read_npz(tmp_path / name, "sample")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_archive_of_the_oldest_kind_is_not_unpacked(tmp_path):
+    torch_source = pytest.importorskip("converters.torch_source")
+    with tarfile.open(tmp_path / "w.pth", "w") as made:
+        for name in ("storages", "tensors", "pickle", "../../escaped"):
+            info = tarfile.TarInfo(name)
+            info.size = len(content := pickle.dumps(Trap(tmp_path / "sprung")))
+            made.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        made.addfile(link)
+    with pytest.raises(ConversionFailed, match=r"w\.pth: "):
+        torch_source.load_module(tmp_path / "w.pth", Options())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["w.pth"]
+
+
+def outside(location):
+    """A model with its first tensor at `location`, and the same with the tensor in a node."""
+    model, other = mlp_model(), mlp_model()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    del other.graph.initializer[0]
+    other.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    return model, other
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "{absolute}", "link.bin", "folder/secret.bin"])
+def test_weights_outside_of_an_artifact_are_not_read_where_it_is_served(tmp_path, location):
+    (tmp_path / "secret.bin").write_bytes(b"\0" * 4096)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (folder / "folder").symlink_to(tmp_path)
+    for model in outside(location.format(absolute=tmp_path / "secret.bin")):
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(EngineFailed, match="ONNX Runtime cannot load it"):
+            open_session(folder / "model.onnx")
+        with pytest.raises(ConversionFailed, match=r"external data: .* the model's folder"):
+            onnx_file.read(folder / "model.onnx")
+
+
+X, Y = TensorSpec("x", "FP32", (ANY, 2)), TensorSpec("y", "FP32", (ANY, 2))
+ONES = {name: np.ones(2, "f4") for name in ("scale", "bias", "mean", "variance")}
+
+
+def in_training(*more):
+    normal = helper.make_node("BatchNormalization", ["x", *ONES], ["n", "m", "v"], name="norm", training_mode=1)
+    drop = helper.make_node("Dropout", ["n", "ratio", "training"], ["y"])
+    constants = {**ONES, "ratio": np.array(0.5, "f4"), "training": np.array(True)}
+    return model_of([normal, drop, *more], [X], [Y], constants)
+
+
+def test_a_graph_in_training_mode_is_put_into_evaluation_mode_and_said_so(tmp_path):
+    model = in_training()
+    assert onnx_file.evaluate(model) == (
+        "the source was in training mode (BatchNormalization, Dropout) and was put into evaluation mode",
+    )
+    onnx_file.check(onnx_file.save(model, tmp_path / "m.onnx"))
+    x = np.array([[1.0, 2.0], [3.0, 4.0]], "f4")
+    (y,) = open_session(tmp_path / "m.onnx").run(["y"], {"x": x})
+    np.testing.assert_allclose(y, x, atol=1e-4)  # (x - 1) / sqrt(1 + epsilon) + 1
+    assert onnx_file.evaluate(model) == ()
+
+
+def test_a_graph_that_uses_what_only_training_has_is_refused():
+    with pytest.raises(ConversionFailed, match="node 'norm': its running statistics are used"):
+        onnx_file.evaluate(in_training(helper.make_node("Identity", ["m"], ["kept"])))
