@@ -35,9 +35,9 @@ def unsafe(code: str) -> str | None:
             return repr(word)
         member = i > 0 and tokens[i - 1] == "."
         if word == "getattr" and not member:
-            found = _unsafe_getattr(tokens[i + 1 :])
+            found = _unsafe_getattr(tokens, i + 1)
         elif word in _ROOTS and not member and tokens[i + 1 : i + 2] != [":"]:
-            found = _unsafe_chain([word, *_members(tokens[i + 1 :])])
+            found = _unsafe_chain([word, *_members(tokens, i + 1)])
         else:
             found = None
         if found:
@@ -65,13 +65,12 @@ def _reaches(word: str) -> bool:
     return word in _REACHES_OUT or word.startswith(_REACHING_PREFIXES)
 
 
-def _members(tokens: Sequence[str]) -> list[str]:
+def _members(tokens: Sequence[str], at: int) -> list[str]:
     """Names behind a first one: of `.a.b(c)`, `a` and `b`."""
     found = []
-    for dot, name in zip(tokens[::2], tokens[1::2], strict=False):
-        if dot != "." or not (name[0].isalpha() or name[0] == "_"):
-            break
-        found.append(name)
+    while at + 1 < len(tokens) and tokens[at] == "." and (tokens[at + 1][0].isalpha() or tokens[at + 1][0] == "_"):
+        found.append(tokens[at + 1])
+        at += 2
     return found
 
 
@@ -91,15 +90,15 @@ def _unsafe_chain(names: Sequence[str]) -> str | None:
     return None
 
 
-def _unsafe_getattr(tokens: Sequence[str]) -> str | None:
+def _unsafe_getattr(tokens: Sequence[str], at: int) -> str | None:
     """`getattr(value, "0")` is how torch writes attributes whose names are no identifiers."""
     depth, text = 0, None
-    for i, word in enumerate(tokens):
-        depth += (word in "([{") - (word in ")]}")
+    for i in range(at, len(tokens)):
+        depth += (tokens[i] in "([{") - (tokens[i] in ")]}")
         if depth == 0:
             break
-        if depth == 1 and tokens[i - 1] == "," and word.startswith('"'):
-            text = word[1:-1]
-    if text is None or "\\" in text or _reaches(text) or tokens[1] in _ROOTS or text in _ROOTS:
+        if depth == 1 and tokens[i - 1] == "," and tokens[i].startswith('"'):
+            text = tokens[i][1:-1]
+    if text is None or "\\" in text or _reaches(text) or tokens[at + 1] in _ROOTS or text in _ROOTS:
         return f"getattr of {text!r}"
     return None
