@@ -81,14 +81,14 @@ RUNTIMES = {
         "converters.tensorrt_runtime:describe_tensorrt",
         ("tensorrt", "torch"),
         gpu="converters.tensorrt_runtime:can_use_gpu",
-        options=("derived",),
+        options=("gpu_share", "derived"),
     ),
     "tensorrt-rtx": RuntimeEntry(
         "converters.tensorrt_runtime:open_artifact",
         "converters.tensorrt_runtime:describe_rtx",
         ("tensorrt_rtx", "torch"),
         gpu="converters.tensorrt_runtime:can_use_gpu",
-        options=("derived",),
+        options=("gpu_share", "derived"),
     ),
 }
 

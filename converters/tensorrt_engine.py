@@ -133,6 +133,7 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
         Path(request["model"]),
         {name: tuple(shapes) for name, shapes in request["profile"].items()},
         _read(request["timing_cache"]),
+        request.get("workspace_bytes", 0),
     )
     Path(request["engine"]).write_bytes(plan)
     if request["timing_cache"] is not None:
@@ -140,13 +141,16 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": str(trt.__version__)}
 
 
-def build_plan(trt: Any, model: Path, profile: Profile, timing_cache: bytes) -> tuple[bytes, bytes]:
+def build_plan(
+    trt: Any, model: Path, profile: Profile, timing_cache: bytes, workspace_bytes: int = 0
+) -> tuple[bytes, bytes]:
     """The serialised engine of an ONNX file, and the timing cache with what was learned.
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.
         profile: Smallest, best and largest shapes by input, for inputs with free axes.
         timing_cache: An earlier build's, or empty.
+        workspace_bytes: The most memory of the GPU that a layer may use while it computes; 0: all of it.
 
     Raises: ConversionFailed.
     """
@@ -161,6 +165,8 @@ def build_plan(trt: Any, model: Path, profile: Profile, timing_cache: bytes) -> 
         said = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         raise ConversionFailed(f"TensorRT cannot read this model: {_brief(said or log.messages)}")
     config = builder.create_builder_config()
+    if workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     if profile:
         shapes = builder.create_optimization_profile()
         for name, (low, best, high) in profile.items():

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.artifact import Artifact
 from cluster.derived import DerivedFiles
 from cluster.errors import ConversionFailed, EngineFailed
+from converters.cuda_device import CudaDevice
 from converters.isolated import run_task
 from converters.runtime import Runtime
 from converters.tensorrt_recipe import Recipe
@@ -32,26 +32,19 @@ Open = Callable[[Path], Runtime]
 """Loads an engine file and checks its answers. Raises: EngineFailed if it is of no use here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """What an engine is bound to. `capability` is CUDA's compute capability, as "9.0"."""
-
-    name: str
-    capability: str
-
-
-def key_of(module: str, version: str, gpu: Gpu) -> dict[str, str]:
-    """What kept engines fit.
+def key_of(module: str, version: str, gpu: CudaDevice, workspace_bytes: int = 0) -> dict[str, str]:
+    """What kept engines fit, and the most memory that they were allowed to use while they compute (0: no bound).
 
     A TensorRT engine fits one model of GPU: https://docs.nvidia.com/deeplearning/tensorrt/latest/, "Engine
     compatibility". TensorRT-RTX finishes its engines on the device, so that the architecture is enough.
     """
     device = {"gpu": gpu.name} if module == "tensorrt" else {}
     machine = f"{platform.system()} {platform.machine()}"
-    return {"runtime": module, "version": version, "capability": gpu.capability, "platform": machine, **device}
+    bound = {"workspace_bytes": str(workspace_bytes)} if workspace_bytes else {}
+    return {"runtime": module, "version": version, "capability": gpu.capability, "platform": machine, **device, **bound}
 
 
-def require(precision: str, gpu: Gpu) -> None:
+def require(precision: str, gpu: CudaDevice) -> None:
     """Raises: EngineFailed if the GPU does not compute in `precision`."""
     least = LEAST_CAPABILITY.get(precision, (0, 0))
     if tuple(int(part) for part in gpu.capability.split(".")) < least:
@@ -65,10 +58,10 @@ def require(precision: str, gpu: Gpu) -> None:
 def opened_on_load(
     artifact: Artifact,
     recipe: Recipe,
-    key: dict[str, str],
+    key: Mapping[str, str],
     derived: DerivedFiles | None,
     open_engine: Open,
-    build: Callable[[Artifact, Recipe, str, Path], None] | None = None,
+    build: Callable[[Artifact, Recipe, Mapping[str, str], Path], None] | None = None,
 ) -> Runtime:
     """The artifact's engine for this GPU as `open_engine` opens it: a kept one, or one that is built now.
 
@@ -83,7 +76,7 @@ def opened_on_load(
 
     def make(folder: Path) -> None:
         log.info("building the engine of %s for %s", artifact.digest[:16], key)
-        build(artifact, recipe, key["runtime"], folder / ENGINE_FILE)
+        build(artifact, recipe, key, folder / ENGINE_FILE)
         new.append(open_engine(folder / ENGINE_FILE))
 
     if derived is None:
@@ -102,15 +95,16 @@ def opened_on_load(
         return new[0] if new else open_engine(found / ENGINE_FILE)
 
 
-def build_engine(artifact: Artifact, recipe: Recipe, module: str, engine: Path) -> None:
+def build_engine(artifact: Artifact, recipe: Recipe, key: Mapping[str, str], engine: Path) -> None:
     """Build the artifact's engine in a process of its own, which the builder may abort. Raises: EngineFailed."""
     request = {
         "task": "engine",
-        "module": module,
+        "module": key["runtime"],
         "model": str(artifact.model_path.absolute()),
         "engine": str(engine),
         "profile": {name: list(shapes) for name, shapes in recipe.profile.items()},
         "timing_cache": None,
+        "workspace_bytes": int(key.get("workspace_bytes", "0")),
     }
     try:
         run_task(request, "building the engine")

@@ -17,9 +17,10 @@ from cluster.artifact import Artifact
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
+from converters.cuda_device import CudaDevice
 from converters.runtime import Arrays, Runtime, Specs
 from converters.sample_answers import check_answers
-from converters.tensorrt_on_load import Gpu, key_of, opened_on_load, require
+from converters.tensorrt_on_load import key_of, opened_on_load, require
 from converters.tensorrt_recipe import Recipe
 
 # TensorRT's names of data types -> the protocol's
@@ -63,10 +64,10 @@ class TorchDevice:
         self._stream = torch.cuda.Stream()
 
     @property
-    def gpu(self) -> Gpu:
+    def gpu(self) -> CudaDevice:
         """What this device is."""
-        major, minor = self._torch.cuda.get_device_capability()
-        return Gpu(str(self._torch.cuda.get_device_name()), f"{major}.{minor}")
+        found = self._torch.cuda.get_device_properties(self._torch.cuda.current_device())
+        return CudaDevice(str(found.name), f"{found.major}.{found.minor}", int(found.total_memory))
 
     @property
     def stream(self) -> int:
@@ -130,10 +131,17 @@ class TensorRtRuntime:
             raise EngineFailed(f"TensorRT: it refuses the memory for {name}, so that nothing was computed")
 
 
-def open_artifact(artifact: Artifact, threads: int, accelerator: str, derived: DerivedFiles | None = None) -> Runtime:
+def open_artifact(
+    artifact: Artifact,
+    threads: int,
+    accelerator: str,
+    gpu_share: float = 1.0,
+    derived: DerivedFiles | None = None,
+) -> Runtime:
     """The runtime of a `tensorrt` or `tensorrt-rtx` artifact. Raises as `converters.runtime.open_runtime`.
 
-    An artifact that leaves the engine to be built here gets one; it is kept in `derived`, or not at all.
+    An artifact that leaves the engine to be built here gets one, which may use `gpu_share` of the GPU's memory while it
+    computes; it is kept in `derived`, or not at all.
     """
     if accelerator == "cpu":
         raise EngineFailed("accelerator: an engine of TensorRT runs on a GPU, got cpu")
@@ -149,7 +157,8 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str, derived: D
     if recipe is None:
         return open_engine(artifact.model_path)
     require(recipe.precision, device.gpu)
-    key = key_of(module, str(import_module(module).__version__), device.gpu)
+    workspace_bytes = int(gpu_share * device.gpu.memory_bytes) if gpu_share < 1 else 0
+    key = key_of(module, str(import_module(module).__version__), device.gpu, workspace_bytes)
     return opened_on_load(artifact, recipe, key, derived, open_engine)
 
 

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from cluster.artifact import PARITY, SAMPLE, Artifact, hash_files, write_manifest
 from cluster.tensors import ANY
 from converters import tensorrt_on_load, tensorrt_runtime
-from converters.cuda_device import first_device
+from converters.cuda_device import CudaDevice, first_device
 from converters.onnx_runtime import open_artifact as open_onnx
 from converters.parity import TOLERANCES
 from converters.ranges import AxisRange
@@ -31,7 +31,7 @@ from converters.runtime import Arrays
 from converters.sample_answers import write_answers
 from converters.sealing import write_json
 from converters.tensorrt_engine import build, profile_of
-from converters.tensorrt_on_load import ENGINE_FILE, Gpu
+from converters.tensorrt_on_load import ENGINE_FILE
 from converters.tensorrt_recipe import EXTRA, Recipe
 from onnx_models import fixed_artifact, mlp_artifact, two_input_artifact
 
@@ -112,7 +112,7 @@ def stand_in(patch: Any) -> None:
     patch.setitem(sys.modules, "tensorrt", module)
     patch.setattr(tensorrt_runtime, "TorchDevice", Memory)
     patch.setattr(
-        tensorrt_on_load, "build_engine", lambda artifact, recipe, module, file: shutil.copy(artifact.model_path, file)
+        tensorrt_on_load, "build_engine", lambda artifact, recipe, key, file: shutil.copy(artifact.model_path, file)
     )
 
 
@@ -120,7 +120,7 @@ class Memory:
     """A device whose memory is this process's own."""
 
     stream = 7
-    gpu = Gpu("stand-in", "9.0")
+    gpu = CudaDevice("stand-in", "9.0", 16 << 30)
 
     def put(self, array: np.ndarray) -> tuple[np.ndarray, int]:
         kept = np.array(array, order="C")

@@ -12,6 +12,7 @@ from cluster.tensors import ANY, TensorSpec
 from converters import tensorrt_on_load, tensorrt_runtime
 from converters.build import convert
 from converters.candidate import Options
+from converters.cuda_device import CudaDevice
 from converters.runtime import open_runtime
 from onnx_models import mlp_model, model_of
 
@@ -145,10 +146,13 @@ def test_the_replica_builds_the_engine_checks_its_answers_and_keeps_it(unbuilt, 
     assert loaded[0][1] == loaded[1][1] > 100_000
     for runtime in (first, second):
         assert runtime.run((np.zeros((2, 4), "f4"),))[0].shape == (2, 3)
+    open_runtime(artifact, accelerator="gpu", derived=derived, gpu_share=0.25)
+    assert derived.spent_s > built_s and len(loaded) == 3  # an engine of its own, that uses less memory
+    built_s = derived.spent_s
     key = tensorrt_on_load.key_of("tensorrt_rtx", trt.__version__, trt_models.Memory.gpu)
     (derived.fetch(artifact.digest, key) / "model.engine").write_bytes(b"damaged")
     open_runtime(artifact, accelerator="gpu", derived=derived)
-    assert loaded[2] == loaded[0] and derived.spent_s > built_s
+    assert loaded[3] == loaded[0] and derived.spent_s > built_s
 
 
 def test_an_engine_that_answers_otherwise_is_refused(unbuilt, tmp_path, monkeypatch):
@@ -161,7 +165,7 @@ def test_an_engine_that_answers_otherwise_is_refused(unbuilt, tmp_path, monkeypa
 
 def test_a_gpu_without_the_precision_is_told_in_one_line(unbuilt, monkeypatch):
     monkeypatch.setattr(tensorrt_runtime, "TorchDevice", lambda: trt_models.Memory())
-    monkeypatch.setattr(trt_models.Memory, "gpu", tensorrt_on_load.Gpu("Tesla T4", "7.5"))
+    monkeypatch.setattr(trt_models.Memory, "gpu", CudaDevice("Tesla T4", "7.5", 16 << 30))
     with pytest.raises(EngineFailed, match=r"bf16 needs a GPU of compute capability 8\.0 or newer, Tesla T4 has 7\.5"):
         open_runtime(unbuilt[0], accelerator="gpu")
 

@@ -50,6 +50,9 @@ def fake(version="11.4.0", name="tensorrt", parses=True, plan=b"plan", errors=("
         def set_timing_cache(self, cache, ignore):
             pass
 
+        def set_memory_pool_limit(self, pool, size):
+            calls[pool] = size
+
         def get_timing_cache(self):
             return types.SimpleNamespace(serialize=lambda: b"learned")
 
@@ -91,6 +94,7 @@ def fake(version="11.4.0", name="tensorrt", parses=True, plan=b"plan", errors=("
         ILogger=Logger,
         Builder=Builder,
         OnnxParser=Parser,
+        MemoryPoolType=types.SimpleNamespace(WORKSPACE="workspace"),
         NetworkDefinitionCreationFlag=types.SimpleNamespace(STRONGLY_TYPED=3),
     )
     return module, calls
@@ -101,6 +105,15 @@ def test_a_strongly_typed_network_is_built_with_the_shapes_and_the_cache(tmp_pat
     plan, cache = build_plan(trt, tmp_path / "m.onnx", {"ids": ([1, 4], [8, 16], [8, 128])}, b"earlier")
     assert (plan, cache) == (b"plan", b"learned")
     assert calls == {"flags": 1 << 3, "shapes": [("ids", [1, 4], [8, 16], [8, 128])], "cache": b"earlier"}
+
+
+def test_a_bound_of_memory_is_the_builders_too(tmp_path):
+    trt, calls = fake()
+    build_plan(trt, tmp_path / "m.onnx", {}, b"", workspace_bytes=1 << 30)
+    assert calls["workspace"] == 1 << 30
+    trt, calls = fake()
+    build_plan(trt, tmp_path / "m.onnx", {}, b"")
+    assert "workspace" not in calls
 
 
 def test_an_older_tensorrt_is_refused(tmp_path):

@@ -9,12 +9,15 @@ from cluster.artifact import Artifact, Manifest, hash_files, write_manifest
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters.tensorrt_on_load import Gpu, key_of, opened_on_load, require
+from converters import tensorrt_on_load
+from converters.cuda_device import CudaDevice
+from converters.tensorrt_on_load import key_of, opened_on_load, require
 from converters.tensorrt_recipe import EXTRA, Recipe
 
 RECIPE = Recipe("fp16", 8, {"x": ([1, 4], [8, 4], [8, 4])})
 SIGNATURE = Signature((TensorSpec("x", "FP32", (ANY, 4)),), (TensorSpec("y", "FP32", (ANY, 2)),), True, 8)
-T4, H100 = Gpu("Tesla T4", "7.5"), Gpu("NVIDIA H100 80GB HBM3", "9.0")
+T4 = CudaDevice("Tesla T4", "7.5", 16 << 30)
+H100 = CudaDevice("NVIDIA H100 80GB HBM3", "9.0", 80 << 30)
 
 
 @pytest.fixture
@@ -41,9 +44,9 @@ class Builder:
         self.built = []
         self.useless = set()
 
-    def build(self, artifact, recipe, module, file):
+    def build(self, artifact, recipe, key, file):
         assert recipe == RECIPE
-        self.built.append(module)
+        self.built.append(key["runtime"])
         file.write_bytes(b"engine %d" % len(self.built))
 
     def open(self, file):
@@ -77,7 +80,7 @@ def test_a_kept_engine_of_no_use_is_built_again_and_the_new_one_kept(artifact, d
     Builder().engine(artifact, derived)
     builder = Builder()
     builder.useless = {b"engine 1"}
-    builder.build = lambda artifact, recipe, module, file: file.write_bytes(b"better")
+    builder.build = lambda artifact, recipe, key, file: file.write_bytes(b"better")
     with caplog.at_level(logging.WARNING):
         assert builder.engine(artifact, derived) == b"better"
     assert "built again: it does not answer the sample" in caplog.text
@@ -105,13 +108,24 @@ def test_a_tensorrt_engine_fits_one_model_of_gpu_and_an_rtx_engine_an_architectu
     assert key_of("tensorrt", "1.7.1", T4) != key_of("tensorrt_rtx", "1.7.1", T4)
 
 
+def test_an_engine_of_a_shared_gpu_is_another_and_its_builder_is_told_the_bound(artifact, monkeypatch, tmp_path):
+    key = key_of("tensorrt", "11.4.0", T4, workspace_bytes=4 << 30)
+    assert key != key_of("tensorrt", "11.4.0", T4)
+    asked = []
+    monkeypatch.setattr(tensorrt_on_load, "run_task", lambda request, doing: asked.append(request))
+    tensorrt_on_load.build_engine(artifact, RECIPE, key, tmp_path / "engine")
+    tensorrt_on_load.build_engine(artifact, RECIPE, key_of("tensorrt", "11.4.0", T4), tmp_path / "engine")
+    assert [request["workspace_bytes"] for request in asked] == [4 << 30, 0]
+    assert asked[0]["module"] == "tensorrt" and asked[0]["profile"] == {"x": [[1, 4], [8, 4], [8, 4]]}
+
+
 @pytest.mark.parametrize(("precision", "capability", "needed"), [("fp8", "8.6", "8.9"), ("bf16", "7.5", "8.0")])
 def test_a_precision_that_the_gpu_does_not_have_is_named(precision, capability, needed):
     with pytest.raises(EngineFailed, match=f"{precision} needs a GPU of compute capability {needed} or newer, T4 has"):
-        require(precision, Gpu("T4", capability))
-    require(precision, Gpu("T4", needed))
-    require(precision, Gpu("B200", "10.0"))
-    require("int8", Gpu("old", "6.1"))
+        require(precision, CudaDevice("T4", capability, 16 << 30))
+    require(precision, CudaDevice("T4", needed, 16 << 30))
+    require(precision, CudaDevice("B200", "10.0", 16 << 30))
+    require("int8", CudaDevice("old", "6.1", 16 << 30))
 
 
 def manifest(extra):
