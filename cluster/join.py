@@ -19,7 +19,7 @@ from cluster import __version__
 from cluster.errors import OperatorError
 from cluster.home import Home, write_private
 from cluster.settings import LOOPBACK, Boot, GatewaySettings
-from cluster.storage import local_path
+from cluster.storage import check_usable, local_path
 
 DIAL_S = 5.0
 
@@ -105,7 +105,7 @@ def check_shared(node_ip: str, store_url: str) -> None:
 
 
 def check_reachable(document: JoinDocument) -> None:
-    """Raises: OperatorError if this machine cannot reach the head or the cluster's artifacts."""
+    """Raises: OperatorError or InvalidRequest if this machine cannot reach the head or the cluster's artifacts."""
     host, _, port = document.address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), DIAL_S).close()
@@ -113,6 +113,7 @@ def check_reachable(document: JoinDocument) -> None:
         raise OperatorError(
             f"address: {document.address} does not answer ({error}); is the head up, and its port open?"
         ) from None
+    check_usable(document.artifacts_url)
     folder = local_path(document.artifacts_url)
     if folder is not None and not folder.is_dir():
         raise OperatorError(

@@ -19,6 +19,7 @@ from cluster.ray_boots import RayBoots
 from cluster.ray_head import RayNode, ray_version
 from cluster.ray_storage import RayStorage
 from cluster.settings import Settings, read_settings
+from cluster.storage import check_usable
 
 RAY_START_S = 120.0
 
@@ -56,8 +57,8 @@ class Parts:
 
 def parts_for(home: Home, settings: Settings) -> Parts:
     """The real parts of a head, none of them started. Raises: OperatorError if a store that is not ours does not
-    answer, or could not be reached by the nodes that join, if Ray's own Redis could not be used, or if the autoscaler's
-    file is not there."""
+    answer, or could not be reached by the nodes that join, if Ray's own Redis or the artifacts' URL could not be used,
+    or if the autoscaler's file is not there."""
     from cluster.store.embedded import EmbeddedServer
     from cluster.store.redis import RedisStore
 
@@ -71,6 +72,7 @@ def parts_for(home: Home, settings: Settings) -> Parts:
     boots = boots_of(home, settings)
     if boots is not None:
         boots.check()
+    check_usable(settings.artifacts.url)
     config = settings.ray.autoscaling_config
     if config and not Path(config).is_file():  # Ray's autoscaler would end at once, again and again, and add no node
         raise OperatorError(f"ray.autoscaling_config: {config} is not there; give the whole path")

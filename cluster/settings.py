@@ -178,7 +178,7 @@ def read_settings(file: Path | None, base: Settings = Settings()) -> Settings:
     except OSError as error:
         raise InvalidRequest(f"settings: {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"settings: {file}: {error}") from None
+        raise InvalidRequest(f"settings: {file}: {' '.join(str(error).split())}") from None
     return settings_from(raw or {}, base)
 
 

@@ -32,6 +32,19 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
+def check_usable(url: str) -> None:
+    """Raises: InvalidRequest if no file system of this kind is known, OperatorError if its package is missing.
+
+    Only what the URL says is looked at.
+    """
+    from fsspec import get_filesystem_class
+
+    if url and local_path(url) is None:
+        with explained(url):
+            for part in url.split("::"):  # fsspec's way to write one file system over another
+                get_filesystem_class(part.partition("://")[0])
+
+
 def check_digest(digest: str) -> None:
     """Raises: InvalidRequest unless it is a SHA-256 in hex, and so a name that stays in its folder."""
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):

@@ -377,6 +377,9 @@ def main() -> int:
     except ServingError as error:
         log.error("%s", error.message)
         print(error.message, file=sys.stderr)
+        last = home.supervisor()
+        if last is not None and not last.alive():  # else an older failure would pass for the last one
+            home.write_supervisor(replace(last, phase="failed", error=error.message))
         return 1
 
 

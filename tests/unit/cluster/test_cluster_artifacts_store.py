@@ -9,7 +9,7 @@ from cluster import artifact as artifact_module
 from cluster.artifact import Artifact, Manifest, hash_files, sha256_of, write_manifest
 from cluster.artifacts_store import ArtifactStore, size_bytes
 from cluster.errors import ArtifactCorrupt, InvalidRequest, OperatorError, StoreUnavailable
-from cluster.storage import local_path
+from cluster.storage import check_usable, local_path
 from cluster.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),), True, 8)
@@ -153,6 +153,14 @@ def test_a_folder_that_is_gone_is_told(tmp_path):
 def test_an_unknown_kind_of_url_is_refused(tmp_path, artifact):
     with pytest.raises((InvalidRequest, OperatorError), match="nonsense"):
         ArtifactStore("nonsense://x", tmp_path).put(artifact)
+
+
+def test_a_url_is_looked_at_before_anything_is_started(tmp_path):
+    for usable in ("", str(tmp_path), "file:///a", "memory://a", "simplecache::memory://a"):
+        check_usable(usable)
+    for unknown in ("nonsense://x", "simplecache::nonsense://x"):
+        with pytest.raises(InvalidRequest, match="nonsense"):
+            check_usable(unknown)
 
 
 def test_an_address_that_cannot_be_written_is_unavailable(tmp_path, artifact):

@@ -1,6 +1,7 @@
 """What a head hands to the nodes that join it, and what keeps a node from joining."""
 
 import json
+import os
 import socket
 import stat
 from dataclasses import replace
@@ -8,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from cluster import home as home_module
+from cluster import supervisor
 from cluster.errors import InvalidRequest, OperatorError
-from cluster.home import Home
+from cluster.home import Home, SupervisorState
 from cluster.join import (
     JoinDocument,
     check_local,
@@ -20,7 +22,8 @@ from cluster.join import (
     outward_ip,
 )
 from cluster.parts import parts_for
-from cluster.settings import BOOT_VARIABLE, Boot, GatewaySettings, RaySettings, Settings
+from cluster.procs import Identity
+from cluster.settings import BOOT_VARIABLE, ArtifactSettings, Boot, GatewaySettings, RaySettings, Settings
 
 DOCUMENT = JoinDocument(
     "10.0.0.1:6379", "redis://:pw@10.0.0.1:7000/0", "s3://bucket/a", "ray", "admin", "wire", GatewaySettings(replicas=3)
@@ -99,11 +102,39 @@ def test_a_folder_of_artifacts_must_be_shared(tmp_path):
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
-        here = replace(DOCUMENT, address=f"127.0.0.1:{head.getsockname()[1]}")
+        here = replace(DOCUMENT, address=f"127.0.0.1:{head.getsockname()[1]}", artifacts_url="memory://a")
         check_reachable(here)
         check_reachable(replace(here, artifacts_url=str(tmp_path)))
         with pytest.raises(OperatorError, match="is not there on this machine"):
             check_reachable(replace(here, artifacts_url=str(tmp_path / "not-mounted")))
+
+
+def test_artifacts_at_a_url_that_cannot_be_used_here_are_told_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with pytest.raises(InvalidRequest, match="nonsense"):
+        parts_for(Home(tmp_path / "home"), Settings(artifacts=ArtifactSettings("nonsense://bucket")))
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        here = replace(DOCUMENT, address=f"127.0.0.1:{head.getsockname()[1]}")
+        with pytest.raises(InvalidRequest, match="nonsense"):
+            check_reachable(replace(here, artifacts_url="nonsense://bucket"))
+
+
+def test_why_the_last_start_came_to_nothing_replaces_what_an_earlier_one_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(home_module, "RUN_ROOT", tmp_path)
+    home = Home(tmp_path / "home")
+    home.prepare()
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("artifacts: {url: 'nonsense://bucket'}")
+    home.write_supervisor(SupervisorState(2**22 + 1, 1.0, "failed", error="the port was taken"))
+    monkeypatch.setattr("sys.argv", ["supervisor", "--home", str(home), "--config", str(settings)])
+    assert supervisor.main() == 1
+    assert "nonsense" in home.supervisor().error and "nonsense" in capsys.readouterr().err
+    me = Identity.of(os.getpid())
+    home.write_supervisor(SupervisorState(me.pid, me.started_s, "ready"))
+    assert supervisor.main() == 1
+    assert home.supervisor().phase == "ready"  # one that lives speaks for itself
 
 
 def test_a_head_whose_autoscaler_has_no_file_is_not_started(tmp_path, monkeypatch):

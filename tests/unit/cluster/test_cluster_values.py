@@ -190,8 +190,9 @@ def test_settings_come_from_yaml(tmp_path):
     file.write_text("http:\n  port: 8123\ngateway: {replicas: 2}\n")
     assert read_settings(file).http.port == 8123
     file.write_text("http: [")
-    with pytest.raises(InvalidRequest, match=r"prism\.yaml"):
+    with pytest.raises(InvalidRequest, match=r"prism\.yaml: while parsing .* line 1") as caught:
         read_settings(file)
+    assert "\n" not in caught.value.message
     file.write_bytes(b"\x80\x81")
     with pytest.raises(InvalidRequest, match=r"prism\.yaml"):
         read_settings(file)
