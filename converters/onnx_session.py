@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from converters.onnx_providers import CPU, CUDA, TENSORRT, rungs, shortfall
 log = logging.getLogger(__name__)
 
 TENSORRT_LIBRARY = "libnvinfer.so.10"  # what ONNX Runtime's provider is linked with
+_FAILED = "Failed to load "  # how ONNX Runtime begins a line about a library that it does not find
 
 Create = Callable[..., Any]
 """`onnxruntime.InferenceSession`, or what stands in for it in a test."""
@@ -65,7 +67,7 @@ def _started(
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if rung[0] != CPU:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        _load_libraries(rung)
+    missing = _load_libraries(rung)
     try:
         asked = [(name, dict(options.get(name, {}))) for name in rung]
         # Its own second try, with other providers, would only print that it is one.
@@ -75,7 +77,7 @@ def _started(
         raise EngineFailed(f"{path.name}: ONNX Runtime cannot load it: {brief(error)}") from None
     lacking = shortfall(rung, session.get_providers(), placed)
     if lacking:
-        raise EngineFailed(f"accelerator: {lacking}")
+        raise EngineFailed(f"accelerator: {lacking}{missing}")
     return session
 
 
@@ -106,9 +108,14 @@ def tensorrt_version(load: Callable[[str], Any] = ctypes.CDLL) -> str:
         ) from None
 
 
-def _load_libraries(rung: tuple[str, ...]) -> None:
-    """CUDA, cuDNN and TensorRT lie in Python packages, where the dynamic linker does not look."""
+def _load_libraries(rung: tuple[str, ...]) -> str:
+    """What is missing, in brackets, or "". CUDA, cuDNN and TensorRT lie in Python packages, where the dynamic linker
+    does not look."""
+    said = io.StringIO()
     if CUDA in rung and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+        with redirect_stdout(said):  # it prints what it does not find
+            ort.preload_dlls()
     if TENSORRT in rung:
         tensorrt_version()
+    failed = [line.removeprefix(_FAILED).split(":")[0] for line in said.getvalue().splitlines() if _FAILED in line]
+    return f" (not found: {', '.join(failed)})" if failed else ""

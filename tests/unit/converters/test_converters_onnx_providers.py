@@ -111,7 +111,7 @@ class Session:
 
 def offering(monkeypatch, *providers):
     monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: list(providers))
-    monkeypatch.setattr(onnx_session, "_load_libraries", lambda rung: None)
+    monkeypatch.setattr(onnx_session, "_load_libraries", lambda rung: "")
 
 
 def test_onnx_runtime_itself_falls_back_in_silence_and_that_is_an_error(tmp_path, monkeypatch):
@@ -160,6 +160,19 @@ def test_tensorrt_that_ends_on_cuda_is_an_error_unless_that_is_allowed(tmp_path,
     assert open_session(path, accelerator="auto", provider="tensorrt", create=create).get_providers()[0] == CUDA
     assert asked == [list(BOTH), list(BOTH), [CUDA, CPU]]
     assert "a lesser provider will do" in caplog.text
+
+
+def test_libraries_that_are_not_found_are_named(tmp_path, monkeypatch):
+    def preload():
+        print("Skip loading something else")
+        print("Failed to load libcublasLt.so.13: libcublasLt.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnx_session.ort, "preload_dlls", preload)
+    with pytest.raises(
+        EngineFailed, match=r"could start only CPUExecutionProvider \(not found: libcublasLt\.so\.13\)$"
+    ):
+        open_session(tmp_path / "m", accelerator="gpu", create=lambda *a, **k: Session((CPU,), []))
 
 
 def test_a_format_says_whether_its_runtime_can_use_a_gpu_here(monkeypatch):

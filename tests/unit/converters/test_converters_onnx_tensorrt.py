@@ -74,7 +74,7 @@ def derived(tmp_path):
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     monkeypatch.setattr(onnx_session.ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
-    monkeypatch.setattr(onnx_session, "_load_libraries", lambda rung: None)
+    monkeypatch.setattr(onnx_session, "_load_libraries", lambda rung: "")
     monkeypatch.setattr(onnx_tensorrt, "tensorrt_version", lambda: "101601")
     monkeypatch.setattr(onnx_tensorrt, "first_device", lambda: GPU)
 
