@@ -29,6 +29,8 @@ DEPLOY = """
 import os, sys, time
 while os.path.exists("deploying"):
     time.sleep(0.02)
+if os.path.exists("earlier"):
+    sys.exit("nothing can be deployed on the earlier one")
 sys.exit(os.environ.get("STUB_DEPLOY") or 0)
 """
 
@@ -55,6 +57,24 @@ class NodesByFile:
         return NodeReports(tuple(NodeReport(name, "127.0.0.1", "here", state=state) for name in self.drains()))
 
 
+class BootByFile:
+    """While `HOME/earlier` is there, an earlier Ray cluster is gone on with."""
+
+    def __init__(self, home: Home) -> None:
+        self._earlier, self._settled = home.path / "earlier", home.path / "settled"
+
+    def told(self):
+        return "Ray ready, the earlier one" if self._earlier.exists() else "Ray ready"
+
+    def give_up(self, why):
+        there = self._earlier.exists()
+        self._earlier.unlink(missing_ok=True)
+        return there
+
+    def settle(self):
+        self._settled.touch()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
@@ -68,6 +88,7 @@ def main() -> int:
         ),
         (sys.executable, "-c", DEPLOY),
         watch=DrainWatch(NodesByFile(home), period_s=0.05) if os.environ.get("STUB_JOINED") else None,
+        boots=BootByFile(home),
     )
     try:
         return Supervisor(home, read_settings(arguments.config), parts).run()

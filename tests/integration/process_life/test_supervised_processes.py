@@ -169,6 +169,16 @@ def test_a_failed_deployment_is_told_and_leaves_nothing(home, monkeypatch):
     assert home.running() is None
 
 
+def test_an_earlier_cluster_on_which_nothing_can_run_is_replaced_by_a_new_one_in_the_same_start(home):
+    home.prepare()
+    (home.path / "earlier").touch()
+    boot, steps = up(home)
+    answers = f"gateway answers on http://127.0.0.1:{boot.http_port}"
+    assert steps == ["store ready", "Ray ready, the earlier one", "Ray ready", answers]
+    assert (home.path / "settled").exists()
+    assert len(everything(home)) == 4  # nothing of the first attempt is left
+
+
 def test_a_second_up_while_one_runs_is_refused_and_harms_nothing(home):
     boot, _ = up(home)
     with pytest.raises(OperatorError, match="already has a supervisor"):
