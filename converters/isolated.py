@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster.errors import ConversionFailed, EngineFailed, error_from_wire
 from cluster.tensors import TensorSpec
+from converters.layers import Layers
 from converters.runtime import Arrays, Specs
 
 TIMEOUT_S = 900.0
@@ -72,6 +73,15 @@ def describe(model: Path, format_name: str = "onnx") -> tuple[Specs, Specs]:
         for side in ("inputs", "outputs")
     )
     return inputs, outputs
+
+
+def layers(source: Path, format_name: str) -> Layers | None:
+    """As `layers.layers_of`; None, too, for a file that ends the process which reads it."""
+    try:
+        found = run_task({"task": "layers", "source": str(source), "format": format_name}, "reading the source")
+    except ConversionFailed:
+        return None
+    return Layers(**found) if found else None
 
 
 def run_cases(

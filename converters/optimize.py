@@ -17,6 +17,7 @@ from cluster.artifact import PROFILE, Artifact, hash_files, write_manifest
 from cluster.costs import CostCurve
 from cluster.errors import ConversionFailed
 from cluster.latency import LatencyBound
+from converters import isolated
 from converters.build import convert_what_works, workplace
 from converters.candidate import Options, Say
 from converters.choosing import Choice, choose_targets
@@ -130,7 +131,8 @@ def optimize(
 
 def _choice(source: Path, options: Options) -> Choice:
     start = source_format(source)
-    return choose_targets(start, layers_of(source, start), options)
+    found = isolated.layers(source, start.value) if options.apart else layers_of(source, start)
+    return choose_targets(start, found, options)
 
 
 def simulate(

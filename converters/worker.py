@@ -86,6 +86,14 @@ def engine(request: dict[str, Any]) -> dict[str, Any]:
     return build(request)
 
 
+def layers(request: dict[str, Any]) -> dict[str, Any]:
+    """What a source is built of, or nothing where it does not tell; see `converters.layers`."""
+    from converters.layers import layers_of
+
+    found = layers_of(Path(request["source"]), Format(request["format"]))
+    return asdict(found) if found is not None else {}
+
+
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Make targets in the request's work folder, telling what is done next; see `converters.build.make`."""
     from converters.build import make
@@ -147,6 +155,7 @@ TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "compile": compile_program,
     "choose": choose,
     "convert": convert,
+    "layers": layers,
 }
 
 

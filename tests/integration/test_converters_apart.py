@@ -12,8 +12,11 @@ import onnx
 import pytest
 
 from cluster.errors import ConversionFailed, InvalidRequest
+from converters import isolated
 from converters.build import convert, convert_what_works
 from converters.candidate import Options
+from converters.formats import Format
+from converters.layers import layers_of
 from onnx_models import mlp_model
 
 APART = Options(profile_s=0.05, max_rows=4, apart=True)
@@ -80,6 +83,12 @@ def test_a_source_that_kills_its_process_is_an_error_even_where_targets_may_fail
     with pytest.raises(ConversionFailed, match="onnx: onnx-file to onnx: the process was killed by SIGSEGV"):
         convert_what_works(model, tmp_path / "out", ("onnx", "fp16"), APART)
     assert left(tmp_path) == ["m.onnx"]
+
+
+def test_a_source_that_ends_the_process_which_looks_at_it_tells_nothing(model, tmp_path, monkeypatch):
+    assert isolated.layers(model, "onnx-file") == layers_of(model, Format.ONNX_FILE) is not None
+    strike(tmp_path, monkeypatch, "onnx", DIES)
+    assert isolated.layers(model, "onnx-file") is None
 
 
 def test_a_conversion_that_takes_too_long_is_ended(model, tmp_path, monkeypatch):
