@@ -4,6 +4,7 @@
     parity.json     how its answers differ from the source's
     profile.json    seconds per batch of n rows, per device it was measured on
     sample.npz      one real example per input (row 0..), for warm-up and smoke tests
+    answers.npz     the source's answers to it, where the model could not be run when it was made
     <model files>
 
 The digest of an artifact is the SHA-256 of its manifest's bytes, and the manifest holds the SHA-256 of every other

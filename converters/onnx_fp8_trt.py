@@ -30,7 +30,7 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 ROUNDED = "What was compared is a copy in FP32 that rounds to FP8 where this does"
 UNEXECUTED = f"not executed here: ONNX Runtime computes no FP8 on a CPU. {ROUNDED}"
 
-FLAVOUR = Flavour(QuantType.QInt8, TRT.options, operators=PRODUCTS)
+FLAVOUR = Flavour(QuantType.QInt8, TRT.options, operators=PRODUCTS, label="FP8")
 
 
 def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Candidate:

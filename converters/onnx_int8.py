@@ -37,12 +37,13 @@ from converters.samples import calibration_calls
 class Flavour:
     """What a device wants of quantised activations, with further options of ONNX Runtime's quantiser.
 
-    `operators` names the kinds of nodes to quantise; none: all that can be.
+    `operators` names the kinds of nodes to quantise; none: all that can be. `label` is what people are told.
     """
 
     activations: QuantType
     options: Mapping[str, Any] = field(default_factory=dict)
     operators: tuple[str, ...] = ()
+    label: str = "INT8"
 
 
 CPU = Flavour(QuantType.QUInt8)
@@ -70,11 +71,11 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flavour: Flavour) -> Candidate:
     """`candidate` in INT8 of this flavour. Raises: as `convert`."""
     if options.calibrate is None:
-        raise InvalidRequest("calibrate: INT8 needs calibration data, got none")
+        raise InvalidRequest(f"calibrate: {flavour.label} needs calibration data, got none")
     refuse_quantised(candidate)
     inputs, _ = describe(candidate.path)
     calls = calibration_calls(options.calibrate, inputs, batched=options.max_rows > 1)
-    say(f"quantising to INT8 with {len(calls)} calibration calls")
+    say(f"quantising to {flavour.label} with {len(calls)} calibration calls")
     target = work / MODEL_FILE
     with prepared(candidate.path, work) as source:
         quantize_static(
@@ -91,7 +92,7 @@ def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flav
             extra_options=dict(flavour.options),
         )
     if not any(node.op_type == "DequantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
-        raise ConversionFailed("INT8: nothing in this model can be quantised")
+        raise ConversionFailed(f"{flavour.label}: nothing in this model can be quantised")
     tools = {**candidate.tools, "onnxruntime": ort.__version__}
     return replace(candidate, path=target, precision="int8", tools=tools)
 

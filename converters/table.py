@@ -199,7 +199,7 @@ ROUTES: tuple[Route, ...] = (
             (
                 "convert",
                 "tensorrt",
-                "TensorRT 11 engine in {}: of this GPU and version, or built on first load; the end of the way",
+                "TensorRT 11 engine in {}, for one kind of GPU",
                 (
                     Format.TENSORRT,
                     Format.TENSORRT_FP16,
@@ -211,7 +211,7 @@ ROUTES: tuple[Route, ...] = (
             (
                 "convert_rtx",
                 "tensorrt_rtx",
-                "TensorRT-RTX engine in {}, built without a GPU, or on first load",
+                "TensorRT-RTX engine in {}, built without a GPU",
                 (
                     Format.TENSORRT_RTX,
                     Format.TENSORRT_RTX_FP16,
