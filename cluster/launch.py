@@ -38,7 +38,7 @@ def bring_up(
     """
     home.prepare()
     process = _start(home, settings, supervisor)
-    told, drained = 0, False
+    told = 0
     try:
         while True:
             ended = process.poll() is not None
@@ -47,13 +47,10 @@ def bring_up(
                 for step in state.steps[told:]:
                     say(step)
                 told = len(state.steps)
-                drained = drained or state.phase == "draining"
                 if state.phase == "ready":
                     return Boot.read(home.boot_file)
                 if state.phase == "failed" and ended:
                     raise OperatorError(state.error)
-            if ended and drained:
-                raise OperatorError("the node was drained before it was ready (prism drain), and has left the cluster")
             if ended:
                 raise OperatorError(_last_words(home) or f"the supervisor ended (exit code {process.returncode})")
             time.sleep(_STEP_S)

@@ -66,6 +66,7 @@ class Supervisor:
         self._store: subprocess.Popen[bytes] | None = None
         self._ray: subprocess.Popen[bytes] | None = None
         self._close_door: Callable[[], None] = lambda: None
+        self._was_ready = False
         identity = Identity.of(os.getpid())
         assert identity is not None
         self._state = SupervisorState(identity.pid, identity.started_s, "starting")
@@ -154,20 +155,22 @@ class Supervisor:
     def _follow_drain(self) -> None:
         """Leave when this node was drained: refuse new connections at once, end when nothing runs any more.
 
-        Raises: _Stopped.
+        Raises: _Stopped; OperatorError if it never was ready, for whoever waits for that.
         """
         watch = self._parts.watch
         if watch is None or not watch.wanted:
             return
         if self._state.phase != "draining":
-            self._report("draining", "draining: what runs here moves to other nodes")
             self._close_door()
+            self._report("draining", "draining: what runs here moves to other nodes")
         if watch.done or self._ray is None or self._ray.poll() is not None:
             log.info("drained")
+            if not self._was_ready:
+                raise OperatorError("the node was drained before it was ready (prism drain), and has left the cluster")
             raise _Stopped
 
     def _wait(self, seconds: float) -> None:
-        """Let time pass while the store is kept alive and a drain is followed. Raises: _Stopped."""
+        """Let time pass while the store is kept alive and a drain is followed. Raises: as `_follow_drain`."""
         deadline_s = time.monotonic() + seconds
         while True:
             if self._stop.is_set():
@@ -313,6 +316,7 @@ class Supervisor:
     def _report_up(self, step: str = "") -> None:
         """Everything runs that should: that is less on a node that drains."""
         if self._state.phase != "draining":
+            self._was_ready = True
             self._report("ready", step)
 
     def _report(self, phase: Phase, step: str = "", error: str = "") -> None:
