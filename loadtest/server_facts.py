@@ -31,6 +31,7 @@ def home_facts(boot: Boot, store: VersionStore, models: Iterable[str]) -> dict[s
     settings = asdict(boot.settings)
     for section in ("store", "artifacts"):  # their URLs may hold passwords
         settings[section]["url"] = "elsewhere" if settings[section]["url"] else "own"
+    settings["ray"]["fault_tolerance_url"] = "elsewhere" if boot.settings.ray.fault_tolerance_url else ""
     deployed = {}
     for model in sorted(set(models)):
         document, statuses = store.read(model), store.statuses(model)

@@ -10,7 +10,7 @@ from cluster.artifact import Artifact
 from cluster.cli.oip_client import Answer, decode
 from cluster.documents import DeploySettings, ModelDocument, VersionStatus
 from cluster.errors import InvalidRequest, ModelNotFound, OperatorError
-from cluster.settings import Boot, Settings, StoreSettings
+from cluster.settings import Boot, RaySettings, Settings, StoreSettings
 from cluster.splits import TrafficSplit
 from cluster.store.memory import MemoryStore
 from cluster.tensors import ANY, Signature, TensorSpec
@@ -161,7 +161,9 @@ def test_only_text_and_free_dimensions_need_a_sample():
 
 
 def test_what_a_result_says_of_the_server_holds_settings_and_no_secrets(tmp_path):
-    settings = Settings(store=StoreSettings(url="redis://:hidden@h:1/0"))
+    settings = Settings(
+        store=StoreSettings(url="redis://:hidden@h:1/0"), ray=RaySettings(fault_tolerance_url="redis://:hidden@h:2")
+    )
     boot = Boot(
         home="h",
         run_dir="r",
