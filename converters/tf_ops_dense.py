@@ -112,11 +112,20 @@ def _over_axis(node: Node, x: Any, axis: int) -> Any:
     return tf.nn.softmax(x, axis) if node.op == "Softmax" else tf.nn.log_softmax(x, axis)
 
 
+def _moments(x: Any, axes: list[int]) -> tuple[Any, Any]:
+    """Mean and variance over `axes`, which stay.
+
+    Not by tf.nn.moments: in its operators TensorFlow sees its own layer normalisation, whose epsilon is always 0.001.
+    """
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    return mean, tf.reduce_mean(tf.square(x - mean), axes, keepdims=True)
+
+
 @counterpart("LayerNormalization")
 def _layer_normalization(node: Node, x: Any, scale: Any, bias: Any = None) -> Any:
     x = tf.convert_to_tensor(x)
     axes = list(range(node.get("axis", -1) % x.shape.rank, x.shape.rank))
-    mean, variance = tf.nn.moments(x, axes, keepdims=True)
+    mean, variance = _moments(x, axes)
     inverse = tf.math.rsqrt(variance + tf.cast(node.get("epsilon", 1e-5), x.dtype))
     y = (x - mean) * inverse * scale
     y = y if bias is None else y + bias
@@ -140,7 +149,7 @@ def _group_normalization(node: Node, x: Any, scale: Any, bias: Any) -> Any:
     groups = node.get("num_groups", channels)
     sizes = tf.shape(x)
     grouped = tf.reshape(x, tf.concat([[sizes[0], groups, channels // groups], sizes[2:]], 0))
-    mean, variance = tf.nn.moments(grouped, list(range(2, rank + 1)), keepdims=True)
+    mean, variance = _moments(grouped, list(range(2, rank + 1)))
     y = (grouped - mean) * tf.math.rsqrt(variance + tf.cast(node.get("epsilon", 1e-5), x.dtype))
     if scale.shape[0] == groups != channels:  # opset 18 scaled groups, later ones scale channels
         y = y * tf.reshape(scale, [1, -1] + [1] * (rank - 1)) + tf.reshape(bias, [1, -1] + [1] * (rank - 1))
@@ -158,7 +167,7 @@ def _lp_normalization(node: Node, x: Any) -> Any:
 
 @counterpart("MeanVarianceNormalization")
 def _mean_variance(node: Node, x: Any) -> Any:
-    mean, variance = tf.nn.moments(tf.convert_to_tensor(x), node.get("axes", [0, 2, 3]), keepdims=True)
+    mean, variance = _moments(tf.convert_to_tensor(x), node.get("axes", [0, 2, 3]))
     return (x - mean) / (tf.sqrt(variance) + 1e-9)
 
 

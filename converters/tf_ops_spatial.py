@@ -36,9 +36,10 @@ def _conv(node: Node, x: Any, w: Any, bias: Any = None) -> Any:
     x = channels_last(node, x)
     count = x.shape.rank - 2
     weights = must_know_weights(node, w)
+    groups = node.get("group", 1)
+    x = _with_channels(x, groups * weights.shape[1])
     strides, dilations = spatial(node, "strides", count), spatial(node, "dilations", count)
     x, padding = padded(node, x, list(weights.shape[2:]), strides, dilations)
-    groups = node.get("group", 1)
     laid = np.ascontiguousarray(np.moveaxis(weights, (0, 1), (-1, -2)))  # [k..., in, out]
     if groups == 1:
         y = tf.nn.convolution(x, node.weight(laid), strides, padding, _NAMES.get(count, ""), dilations)
@@ -56,6 +57,14 @@ def _conv(node: Node, x: Any, w: Any, bias: Any = None) -> Any:
             -1,
         )
     return Last(y if bias is None else tf.nn.bias_add(y, bias))
+
+
+def _with_channels(x: Any, channels: int) -> Any:
+    """`x` with its number of channels stated where it is not: TFLite has no convolution of an unknown number."""
+    sizes = x.shape[:-1].as_list()
+    if x.shape[-1] is not None or sizes.count(None) > 1:
+        return x
+    return tf.reshape(x, [*(-1 if size is None else size for size in sizes), channels])
 
 
 def must_know_weights(node: Node, w: Any) -> np.ndarray:

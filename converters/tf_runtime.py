@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import, which l
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, rewriter_config_pb2, saved_model_pb2
 
 from cluster.artifact import Artifact
 from cluster.errors import EngineFailed, InvalidRequest, ServingError
@@ -71,6 +71,8 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> TensorF
         intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, device_count={} if gpus else {"GPU": 0}
     )
     config.gpu_options.allow_growth = True
+    if _may_be_taken_for_layer_norm(graph_def):
+        config.graph_options.rewrite_options.remapping = rewriter_config_pb2.RewriterConfig.OFF
     stated = graph_def.signature_def[serving_key(graph_def)]
     graph = tf.Graph()
     try:
@@ -84,6 +86,13 @@ def open_artifact(artifact: Artifact, threads: int, accelerator: str) -> TensorF
     except Exception as error:
         raise EngineFailed(f"{model.name}: TensorFlow cannot load it: {brief(error)}") from None
     return TensorFlowRuntime(call, signature)
+
+
+def _may_be_taken_for_layer_norm(graph: meta_graph_pb2.MetaGraphDef) -> bool:
+    """Whether TensorFlow could put its fused layer normalisation into the graph, which has an epsilon of 0.001 whatever
+    the graph says: with a smaller one, small values come out wrong. (_MklLayerNorm, TensorFlow 2.21.)"""
+    bodies = (graph.graph_def.node, *(function.node_def for function in graph.graph_def.library.function))
+    return {"SquaredDifference", "Rsqrt"} <= {node.op for nodes in bodies for node in nodes}
 
 
 def can_use_gpu() -> bool:
