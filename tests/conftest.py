@@ -1,4 +1,4 @@
-"""Makes the modules beside this file (`onnx_models`, ...) importable from every test, and proves in forks on request."""
+"""Makes the modules beside this file (`onnx_models`, ...) importable from every test; proofs in forks for some."""
 
 from importlib.util import find_spec
 
