@@ -14,7 +14,7 @@ that are the model's own assets. So it is followed where such a path comes from,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -48,6 +48,9 @@ _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _SAME = {"Identity", "PlaceholderWithDefault"}
 
 _KEEPING = {"AssignVariableOp", "ReadVariableOp", "VarIsInitializedOp", "DisableCopyOnRead"}
+
+# Far more than models have: searching must end soon whatever a file holds.
+MOST_STEPS, MOST_CALLS, MOST_DEPTH = 100, 100_000, 200
 
 ASSET, CHECKPOINT, OTHER = "asset", "checkpoint", ""  # what a path is
 
@@ -90,8 +93,10 @@ class _Flow:
         self._paths = {_node(asset.tensor_info.name): ASSET for asset in graph.asset_file_def}
         if graph.saver_def.filename_tensor_name:
             self._paths[_node(graph.saver_def.filename_tensor_name)] = CHECKPOINT
+        self._within = {_variable(node) for function in functions.values() for node in function.node_def}
         self._seen: set[tuple[str, tuple[str, ...], str]] = set()
         self._found: set[str] = set()
+        self._depth = 0
 
     def found(self) -> set[str]:
         """What is run with a path that it must not be run with."""
@@ -126,11 +131,13 @@ class _Flow:
                 continue
             seen.add(name)
             open_nodes += [_node(reference) for reference in node.input]
-            self._check(node, [self._path(reference, given) for reference in _data(node)], given)
+            self._check(node, (self._path(reference, given) for reference in _data(node)), given)
 
     def _path(self, reference: str, given: str) -> str:
-        """What kind of path a tensor of the graph is."""
-        for _ in range(len(self._nodes) + 1):
+        """What kind of path a tensor of the graph is, where the loader gives those of the kind `given`."""
+        if given == OTHER:
+            return OTHER
+        for _ in range(MOST_STEPS):
             name = _node(reference)
             if name in self._paths:
                 return self._paths[name] if self._paths[name] == given else OTHER
@@ -147,8 +154,7 @@ class _Flow:
     def _kept(self, handle: str, given: str) -> str:
         """What kind of path a variable keeps: assets are put into one, which then nothing else may be put into."""
         name = _variable(self._nodes.get(handle))
-        within = (node for function in self._functions.values() for node in function.node_def)
-        if not name or any(_variable(node) == name for node in within):
+        if not name or name in self._within:
             return OTHER
         handles = {node.name for node in self._nodes.values() if _variable(node) == name}
         users = [node for node in self._nodes.values() if handles & {_node(reference) for reference in _data(node)}]
@@ -157,32 +163,40 @@ class _Flow:
             return OTHER
         return given if all(self._paths.get(_node(put.input[1])) == given for put in puts) else OTHER
 
-    def _check(self, node: Any, paths: Sequence[str], given: str) -> None:
+    def _check(self, node: Any, inputs: Iterable[str], given: str) -> None:
+        called = [(key, name) for key, value in node.attr.items() for name in _called(value)]
+        if not called and node.op not in _SAVER and node.op not in _TABLE_FILES and node.op not in self._functions:
+            return  # where its inputs come from need not be known
+        paths = list(inputs)
         if node.op in _SAVER and not (node.op == "RestoreV2" and paths[:1] == [CHECKPOINT]):
             self._found.add(f"{node.op} of a path that is not the loader's")
         if node.op in _TABLE_FILES and paths[1:2] != [ASSET]:
             self._found.add(f"{node.op} of a file that is none of its assets")
         if node.op in self._functions:
             self._call(node.op, tuple(paths), given)
-        for key, value in node.attr.items():
-            for name in _called(value):
-                self._call(name, tuple(paths) if node.op in _CALLS and key == "f" else (), given)
+        for key, name in called:
+            self._call(name, tuple(paths) if node.op in _CALLS and key == "f" else (), given)
 
     def _call(self, name: str, paths: tuple[str, ...], given: str) -> None:
         function = self._functions.get(name)
         if function is None or (name, paths, given) in self._seen:
             return
+        if len(self._seen) == MOST_CALLS or self._depth == MOST_DEPTH:
+            self._found.add("more calls than can be followed")
+            return
         self._seen.add((name, paths, given))
         arguments = [argument.name for argument in function.signature.input_arg]
         known = dict(zip(arguments, paths, strict=False))
         nodes = {node.name: node for node in function.node_def}
+        self._depth += 1
         for node in function.node_def:
-            self._check(node, [_inner(reference, known, nodes) for reference in _data(node)], given)
+            self._check(node, (_inner(reference, known, nodes) for reference in _data(node)), given)
+        self._depth -= 1
 
 
 def _inner(reference: str, known: dict[str, str], nodes: dict[str, Any]) -> str:
     """What kind of path a tensor in a function is."""
-    for _ in range(len(nodes) + 1):
+    for _ in range(MOST_STEPS):
         name = _node(reference)
         if name in known and ":" not in reference:
             return known[name]

@@ -21,6 +21,7 @@ keras = pytest.importorskip("keras")
 import h5py  # noqa: E402
 from tensorflow.core.protobuf import saved_model_pb2  # noqa: E402
 
+from converters import tf_effects  # noqa: E402
 from converters.tf_effects import allowed, effects  # noqa: E402
 from tf_models import in_tensorflow, in_tflite, once  # noqa: E402
 
@@ -162,6 +163,35 @@ def test_what_loads_the_model_reads_no_other_checkpoint(tmp_path):
     assert effects(graph) == ()
     graph.saver_def.filename_tensor_name = "elsewhere:0"
     assert effects(graph) == ("RestoreV2 of a path that is not the loader's",)
+
+
+def chained(graph, count, calls):
+    """`graph` with functions that call the next one, `calls` times each, with the arguments in another order."""
+    library = graph.graph_def.library
+    for i in range(count):
+        function = library.function.add()
+        function.signature.name = f"f{i}"
+        for name in ("a", "b", "c", "d", "e", "f", "g", "h"):
+            function.signature.input_arg.add().name = name
+        for turn in range(calls):
+            node = function.node_def.add()
+            node.name, node.op = f"call{turn}", "StatefulPartitionedCall"
+            node.attr["f"].func.name = f"f{i + 1}"
+            node.input[:] = "bacdefgh" if turn else "bcdefgha"
+    first = graph.graph_def.node.add()
+    first.name, first.op = "first", "StatefulPartitionedCall"
+    first.attr["f"].func.name = "f0"
+    first.input[:] = ["asset_path_initializer"] * 4 + ["other"] * 4
+    graph.collection_def["saved_model_main_op"].node_list.value.append("first")
+    return graph
+
+
+def test_a_search_ends_whatever_calls_what(words, monkeypatch):
+    assert effects(chained(read(words).meta_graphs[0], 100, 2)) == ()
+    deep = chained(read(words).meta_graphs[0], 5000, 1)
+    assert effects(deep) == ("more calls than can be followed",)
+    monkeypatch.setattr(tf_effects, "MOST_CALLS", 200)
+    assert effects(chained(read(words).meta_graphs[0], 100, 2)) == ("more calls than can be followed",)
 
 
 def test_an_artifact_is_searched_where_it_is_served(tmp_path, monkeypatch):
