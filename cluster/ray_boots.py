@@ -88,14 +88,14 @@ class RayBoots:
     def check(self) -> None:
         """Raises: OperatorError if Ray could not use the server, or its database is a version store's."""
         with self._answering():
-            if self._redis.exists(_STORE_MARK):
-                raise self._error("is a version store's database; Ray needs a Redis of its own")
-            kind = self._redis.info("server")
-            mode = str(kind.get("redis_mode") or kind.get("server_mode") or "")
+            server = self._redis.info("server")
+            mode = server.get("redis_mode") or server.get("server_mode")  # Redis' and Valkey's name of it
             if mode == "sentinel":
                 raise self._error("is a sentinel; name the server itself")
-            if mode == "cluster" and int(self._redis.execute_command("CLUSTER INFO").get("cluster_size", 1)) > 1:
+            if mode == "cluster" and int(self._redis.execute_command("CLUSTER INFO")["cluster_size"]) > 1:
                 raise self._error("is a cluster of several shards, which Ray does not take")
+            if self._redis.exists(_STORE_MARK):
+                raise self._error("is a version store's database; Ray needs a Redis of its own")
             probe = f"{self._key}:probe"
             self._redis.set(probe, "1", ex=60)  # a replica, or a user without the right to write, says so here
             self._redis.delete(probe)
