@@ -3,7 +3,8 @@
 How it works. Four needs are reckoned from what the replicas measured, and the largest counts:
 
 - *steady*: the rate that is expected when a replica ordered now would answer, at no more than `target_utilisation` of
-  what replicas can do. Expected is what arrives now, or more if it has been climbing beyond doubt.
+  what replicas can do. Expected is what arrives now, or more if it has been climbing beyond doubt. If that is a single
+  replica more, and what is there can do the work meanwhile, the need must last for three seconds: noise passes.
 - *queue*: what will still wait at that time, though everything ordered by then answers, worked off within `drain_s`.
   What was ordered and is still starting is counted, so nothing is ordered twice.
 - *bursts*: the rate plus its own spread over a second or so, at full utilisation, so that short bursts queue no longer
@@ -30,6 +31,8 @@ HOLD_MOST = 8  # times the least hold time
 HOLD_STARTS = 3  # a need is remembered for at least so many start-ups: what is dear to get back is kept for longer
 LOOK_AHEAD_MOST_S = 60.0
 ALONE = 0.4  # share of its capacity that a lone replica may always be given, if the target is no lower
+SURE_S = 3.0  # one replica more for the rate alone is ordered once it was asked for all the time for so long
+ALONE_AGAIN = 0.7  # of that: what a replica must be given less than to be left alone again
 USUAL_S = 10.0  # a lone replica is judged by the mean rate of so long: for what noise adds there are the bursts
 
 
@@ -107,6 +110,8 @@ class ScalePolicy:
             return Verdict(0, f"down: no request for {self.idle_after_s:.0f} s", Memory())
         capacity = self.capacity(load)
         needed, why = self._needed(load, memory, now_s, capacity)
+        if not why and load.target < needed <= load.target + 1 and not self._sure(load, memory, now_s, capacity):
+            needed = float(load.target)
         figures = (
             f"{load.rows_per_s:.0f} rows/s, {load.queue_rows + load.backlog_rows:.0f} waiting, "
             f"{capacity:.0f} rows/s per replica{why}"
@@ -143,9 +148,18 @@ class ScalePolicy:
         left = self._left_waiting(load, memory, now_s, capacity, lead_s)
         drain_s = max(self.drain_s, lead_s / 8)
         queue = ahead / capacity + left / capacity / drain_s if left > 0 else 0.0
-        alone = min(2.0, _usual(memory.rates, now_s) / capacity / self.alone_utilisation)
+        usual = _last(memory.rates, now_s, USUAL_S)
+        most = self.alone_utilisation * (ALONE_AGAIN if load.target > 1 else 1.0)
+        alone = min(2.0, sum(usual) / max(1, len(usual)) / capacity / most)
         needed, why = max((steady, ""), (bursts, ", bursts"), (queue, ", queue"), (alone, ", too much for one alone"))
         return min(needed, FAR), why
+
+    def _sure(self, load: Load, memory: Memory, now_s: float, capacity: float) -> bool:
+        """Whether a need for one more has lasted, or climbs, or what is there is nearly full already."""
+        least = min(_last(memory.rates, now_s, SURE_S), default=load.rows_per_s)
+        each = self.target_utilisation * capacity
+        full = load.rows_per_s > load.target * (each + capacity) / 2
+        return full or least > load.target * each or _trend(memory.rates)[0] > 0
 
     def _left_waiting(self, load: Load, memory: Memory, now_s: float, capacity: float, lead_s: float) -> float:
         """Rows that will still wait, beyond what the objective allows, when a replica ordered now would answer."""
@@ -223,10 +237,9 @@ def _with_peak(peaks: tuple[tuple[float, int], ...], now_s: float, needed: int) 
     return (*(peak for peak in peaks if peak[1] > needed), (now_s, needed))
 
 
-def _usual(rates: tuple[tuple[float, float], ...], now_s: float) -> float:
-    """The mean rate of the last `USUAL_S`; 0 if none is remembered."""
-    recent = [rate for at_s, rate in rates if now_s - at_s < USUAL_S]
-    return sum(recent) / len(recent) if recent else 0.0
+def _last(rates: tuple[tuple[float, float], ...], now_s: float, span_s: float) -> list[float]:
+    """The rates of the last `span_s`."""
+    return [rate for at_s, rate in rates if now_s - at_s < span_s]
 
 
 def _trend(rates: tuple[tuple[float, float], ...]) -> tuple[float, float]:

@@ -121,6 +121,19 @@ def test_a_rate_that_swings_is_given_room_for_its_swings():
     assert policy.decide(load, Memory(), 19.5).replicas == 8
 
 
+def test_noise_of_a_second_or_two_orders_no_replica_and_what_lasts_does():
+    calm, above = [130.0] * 40, [155.0]  # two replicas are to be given 140
+    two = replace(POLICY, min_replicas=2)
+    assert max(played(two, calm + above * 4 + calm, target=2)) == 2
+    lasting = played(two, calm + above * 8, target=2)
+    assert lasting[-1] == 3 and lasting.index(3) <= 40 + 6
+
+
+def test_a_step_of_several_replicas_is_ordered_in_one_decision_whatever_came_before():
+    targets = played(replace(POLICY, max_replicas=50), [35.0] * 60 + [700.0] * 2)
+    assert targets[59] == 1 and targets[60] >= 10
+
+
 def test_a_lone_replica_keeps_as_much_free_as_two_together():
     assert [played(POLICY, [rate] * 20)[-1] for rate in (0.0, 39.0, 41.0, 69.0, 139.0, 141.0)] == [1, 1, 2, 2, 2, 3]
 
@@ -128,6 +141,12 @@ def test_a_lone_replica_keeps_as_much_free_as_two_together():
 def test_a_lone_replica_is_judged_by_what_is_usual_and_not_by_a_second():
     rates = [20.0] * 40 + [60.0] * 2 + [20.0] * 40
     assert max(played(POLICY, rates)) == 1
+
+
+def test_a_second_replica_stays_until_the_load_is_well_below_what_called_it():
+    calm = [20.0] * 300
+    assert played(POLICY, [41.0] * 40 + [30.0] * 300)[-1] == 2
+    assert played(POLICY, [41.0] * 40 + calm)[-1] == 1
 
 
 def test_an_operator_who_wants_replicas_full_may_have_a_lone_one_full_too():
