@@ -213,7 +213,7 @@ class DerivedFiles:
     @contextmanager
     def _alone(self, digest: str, key: Key) -> Iterator[None]:
         """While no other process of this machine has the same; without that where files cannot be locked."""
-        file = self._cache / FOLDER / f"{digest[:32]}-{name_of(key)}.lock"
+        file = self._cache / FOLDER / digest / f".{name_of(key)}.lock"
         with ExitStack() as stack:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)

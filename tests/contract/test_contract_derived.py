@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from cluster import derived
 from cluster.derived import INDEX, DerivedFiles, name_of
 from cluster.errors import EngineFailed, InvalidRequest, StoreUnavailable
 
@@ -82,6 +83,16 @@ def test_the_first_writer_wins(files, url, tmp_path, made):
     second = elsewhere(url, tmp_path)
     second.put(DIGEST, KEY, made)
     assert contents(elsewhere(url, tmp_path / "third").fetch(DIGEST, KEY))["model.engine"] == b"an engine"
+
+
+def test_two_writers_who_both_saw_nothing_leave_one_whole_entry(files, url, tmp_path, made, monkeypatch):
+    files.put(DIGEST, KEY, made)
+    (made / "model.engine").write_bytes(b"a later engine")
+    with monkeypatch.context() as patch:
+        patch.setattr(derived, "_read_index", lambda uri: None)
+        elsewhere(url, tmp_path).put(DIGEST, KEY, made)
+    found = contents(elsewhere(url, tmp_path / "third").fetch(DIGEST, KEY))
+    assert found["model.engine"] in (b"an engine", b"a later engine") and found["sub/timing"] == b"timings"
 
 
 def test_a_damaged_entry_is_made_again(files, url, tmp_path, made):
