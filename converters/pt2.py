@@ -22,7 +22,7 @@ import torch
 
 from cluster.errors import ConversionFailed
 from converters.onnx_failures import brief
-from converters.torch_archive import TorchArchive, reading
+from converters.torch_archive import ADVICE, NotPlain, TorchArchive, reading
 
 MAX_GRAPH_BYTES = 1 << 30
 IN_MEMORY_BYTES = 256 << 20  # a larger copy lies in a temporary file
@@ -52,15 +52,18 @@ _WORDS = {
 _EXPRESSION = re.compile(r"[\w\s(),='+\-*/<>&|~.]*\Z")
 
 
-def load_program(path: Path, trust_pickle: bool) -> Any:
+def load_program(path: Path, trust_pickle: bool, advice: str = ADVICE) -> Any:
     """The archive's `torch.export.ExportedProgram`.
 
-    Raises: ConversionFailed if it is damaged, or could run code and is not trusted.
+    Raises: ConversionFailed if it is damaged, or could run code and is not trusted, then with `advice` behind it.
     """
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as copy:
         source: Any = str(path)
         if not trust_pickle:
-            write_plain(path, copy)
+            try:
+                write_plain(path, copy)
+            except NotPlain as error:
+                raise ConversionFailed(error.message + advice) from None
             copy.seek(0)
             source = copy
         try:
@@ -73,7 +76,7 @@ def load_program(path: Path, trust_pickle: bool) -> Any:
 def write_plain(path: Path, target: IO[bytes]) -> None:
     """Write the archive to `target` with nothing in it that could run code.
 
-    Raises: ConversionFailed, naming what was found.
+    Raises: ConversionFailed if it is damaged, NotPlain naming what was found.
     """
     with reading(path, ".pt2") as archive:
         archive.write(target, _parts(archive))
@@ -158,8 +161,8 @@ def _safe_tree(text: str) -> bool:
     return types <= _TREE_TYPES and "__enum__" not in text
 
 
-def _unsafe(name: str, what: str) -> ConversionFailed:
-    return ConversionFailed(f"{name}: it holds {what}, which could run code; --trust-pickle loads it all the same")
+def _unsafe(name: str, what: str) -> NotPlain:
+    return NotPlain(f"{name}: it holds {what}, which could run code")
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def describe_model(model: Path) -> tuple[Specs, Specs]:
 
 def _open(model: Path, device: torch.device) -> tuple[Any, TorchCall]:
     try:
-        program = load_program(model, False)
+        program = load_program(model, False, advice="")
         if device.type != "cpu":
             program = on_device(program, device)
         call, _ = of_program(program, Options())

@@ -26,6 +26,13 @@ _ROOT = "archive"
 _CHUNK_BYTES = 1 << 20
 
 
+class NotPlain(ConversionFailed):
+    """An archive that could do more than hold a model. Trust would help."""
+
+
+ADVICE = "; --trust-pickle loads it all the same"
+
+
 @dataclass(frozen=True, slots=True)
 class TorchArchive:
     """An open archive. `members` are what it holds, by their names below its one folder."""

@@ -166,7 +166,7 @@ def package(request: Mapping[str, Any]) -> dict[str, Any]:
     os.environ.update(dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), request["scratch"]))
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
-    program = load_program(Path(request["model"]), False)
+    program = load_program(Path(request["model"]), False, advice="")
     if device.type != "cpu":
         program = on_device(program, device)
     program.example_inputs = _examples(program, device)

@@ -20,14 +20,12 @@ import torch
 
 from cluster.errors import ConversionFailed
 from converters.onnx_failures import brief
-from converters.torch_archive import TorchArchive, reading
+from converters.torch_archive import ADVICE, NotPlain, TorchArchive, reading
 from converters.torch_script_code import unsafe
 from converters.torch_script_data import Refused, check_pickle
 
 MAX_CODE_BYTES = 256 << 20
 MAX_PICKLE_BYTES = 256 << 20
-
-ADVICE = "; --trust-pickle loads it all the same"
 
 _KIND = "TorchScript"
 _OLD_INDEX = "model.json"  # names the members that hold an old archive's code
@@ -37,20 +35,25 @@ _TENSORS = re.compile(r"(constants|data)/\w+")
 _MARKS = re.compile(r"version|byteorder|\.format_version|\.storage_alignment|\.data/[a-z_]+")
 
 
-def load_script(path: Path, trust_pickle: bool, advice: str = ADVICE) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """The script module in evaluation mode, on the CPU, and notes.
+def load_script(
+    path: Path, trust_pickle: bool, advice: str = ADVICE, device: str = "cpu"
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The script module in evaluation mode, on `device` with all its constants, and notes.
 
     Raises: ConversionFailed if it is damaged, or could reach out of torch and is not trusted.
     """
     with tempfile.NamedTemporaryFile(suffix=".pt") as copy:
         source = path
         if not trust_pickle:
-            write_plain(path, copy, advice)
+            try:
+                write_plain(path, copy)
+            except NotPlain as error:
+                raise ConversionFailed(error.message + advice) from None
             copy.flush()
             source = Path(copy.name)
         try:
             with settled():
-                module = torch.jit.load(str(source), map_location="cpu")
+                module = torch.jit.load(str(source), map_location=device)
         except Exception as error:
             raise ConversionFailed(f"{path.name}: torch.jit cannot load it: {brief(error)}") from None
     notes: tuple[str, ...] = ()
@@ -68,14 +71,14 @@ def settled() -> Iterator[None]:
         yield
 
 
-def write_plain(path: Path, target: IO[bytes], advice: str = "") -> None:
+def write_plain(path: Path, target: IO[bytes]) -> None:
     """Write the archive to `target` with what torch needs to load it, and nothing that reaches out of torch.
 
-    Raises: ConversionFailed, naming what was found, with `advice` behind it where trust would help.
+    Raises: ConversionFailed if it is damaged, NotPlain naming what was found.
     """
     with reading(path, _KIND, may_be_packed=_may_be_packed) as archive:
-        _check_outline(archive, advice)
-        archive.write(target, _parts(archive, advice))
+        _check_outline(archive)
+        archive.write(target, _parts(archive))
 
 
 def _may_be_packed(member: str) -> bool:
@@ -90,10 +93,10 @@ def _dropped(member: str) -> bool:
 _PICKLE_FILES = tuple(f"{name}.pkl" for name in _PICKLES)
 
 
-def _check_outline(archive: TorchArchive, advice: str) -> None:
+def _check_outline(archive: TorchArchive) -> None:
     name, members = archive.name, archive.members
     if _OLD_INDEX in map(str.lower, members):
-        raise ConversionFailed(f"{name}: an archive of torch before 1.4, whose code may be anywhere in it{advice}")
+        raise NotPlain(f"{name}: an archive of torch before 1.4, whose code may be anywhere in it")
     missing = [member for member in _PICKLE_FILES if member not in members]
     if missing:
         raise ConversionFailed(f"{name}: not a {_KIND} archive (it has no {', '.join(missing)})")
@@ -102,7 +105,7 @@ def _check_outline(archive: TorchArchive, advice: str) -> None:
         raise ConversionFailed(f"{name}: its code has {code_bytes} bytes, at most {MAX_CODE_BYTES} are read")
 
 
-def _parts(archive: TorchArchive, advice: str) -> Iterator[tuple[str, bytes | None]]:
+def _parts(archive: TorchArchive) -> Iterator[tuple[str, bytes | None]]:
     records = {member: info.file_size for member, info in archive.members.items()}
     for member in archive.members:
         if _dropped(member):
@@ -112,7 +115,7 @@ def _parts(archive: TorchArchive, advice: str) -> Iterator[tuple[str, bytes | No
             content = archive.read(member, MAX_CODE_BYTES)
             found = unsafe(content.decode("utf-8", errors="replace"))
             if found:
-                raise ConversionFailed(f"{archive.name}: its code uses {found}, which reaches out of the model{advice}")
+                raise NotPlain(f"{archive.name}: its code uses {found}, which reaches out of the model")
         elif member in _PICKLE_FILES:
             content = archive.read(member, MAX_PICKLE_BYTES)
             folder = member.removesuffix(".pkl") + "/"
@@ -120,9 +123,7 @@ def _parts(archive: TorchArchive, advice: str) -> Iterator[tuple[str, bytes | No
             try:
                 check_pickle(content, held)
             except Refused as error:
-                raise ConversionFailed(
-                    f"{archive.name}: {member} holds {error}, which is no part of a plain model{advice}"
-                ) from None
+                raise NotPlain(f"{archive.name}: {member} holds {error}, which is no part of a plain model") from None
         yield member, content
 
 

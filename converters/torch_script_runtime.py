@@ -80,14 +80,14 @@ def _load(model: Path, device: torch.device, inputs: int) -> Any:
     with settled():
         torch.jit.set_fusion_strategy([("DYNAMIC", 1)])
     try:
-        module, _ = load_script(model, False, advice="")
+        module, _ = load_script(model, False, advice="", device=str(device))
     except ConversionFailed as error:
         raise EngineFailed(error.message) from None
     arguments = module.forward.schema.arguments[1:]
     least = sum(not argument.has_default_value() for argument in arguments)
     if not least <= inputs <= len(arguments):
         raise ArtifactCorrupt(f"{FILE}: it says {inputs} inputs, the model takes {[a.name for a in arguments]}")
-    return module.to(device)
+    return module
 
 
 def _kept_specs(model: Path) -> tuple[Specs, Specs]:

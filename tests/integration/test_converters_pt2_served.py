@@ -11,6 +11,8 @@ from converters.runtime import open_runtime
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
+pytestmark = pytest.mark.usefixtures("forked_proofs")
+
 
 class Tokens(nn.Module):
     def __init__(self):

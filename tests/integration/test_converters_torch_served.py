@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.artifact import sha256_of
+from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, ConversionFailed, EngineFailed, InvalidRequest
 from converters.build import convert
 from converters.candidate import Options
@@ -153,5 +154,14 @@ def test_a_compiled_program_serves_all_sizes_without_being_compiled_again(tmp_pa
         runtime.run((ids + 50, mask))
     with pytest.raises(EngineFailed, match="compiled again"):
         open_runtime(artifact, threads=2)  # other threads, other code; it was asked for
+
+    # A replica keeps what it has made where the artifacts are, and the next one finds it there.
     kept = Path(tempfile.gettempdir()) / f"prism-compiled-{os.getuid()}" / "derived" / sha256_of(artifact.model_path)
+    package = next(kept.rglob(torch_compiled.PACKAGE))
+    derived = DerivedFiles(str(tmp_path / "store"), tmp_path / "cache")
+    monkeypatch.setattr(torch_compiled, "_make", lambda model, folder, *_: shutil.copy(package, folder))
+    assert open_runtime(artifact, derived=derived).compiled
+    monkeypatch.setattr(torch_compiled, "_make", compiles)
+    assert open_runtime(artifact, derived=derived).compiled
+    assert derived.fetch(artifact.digest, torch_compiled.key_of(1, torch.device("cpu"))) is not None
     shutil.rmtree(kept)
