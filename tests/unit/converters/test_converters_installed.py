@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.errors import OperatorError
+from cluster.errors import EngineFailed, OperatorError
+from converters import runtime
 from converters.installed import TENSORRT_PROVIDER, refuse_conflicts
 
 
@@ -45,3 +46,9 @@ def test_native_engines_and_the_cuda_provider_do_well_beside_each_other():
 
 def test_this_environment_has_no_conflict():
     refuse_conflicts()
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    with pytest.raises(EngineFailed, match=r"needs onnxruntime, not installed \(pip install 'prism-serving\[cpu\]'\)"):
+        runtime.entry_of("onnx")
