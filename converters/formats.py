@@ -21,12 +21,12 @@ class Format(StrEnum):
     ONNX = "onnx"
     OPTIMIZED = "optimized"  # ONNX after ONNX Runtime's own fusions
     FP16 = "fp16"
-    INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
     BF16 = "bf16"  # ONNX for TensorRT: on CPUs ONNX Runtime computes no BF16
+    INT8 = "int8"  # ONNX with explicit quantise/dequantise nodes, for CPUs
     INT8_DYNAMIC = "int8-dynamic"  # ONNX whose ranges are taken at run time
     INT8_TRT = "int8-trt"  # as INT8, the way TensorRT reads it
-    SKLEARN = "sklearn"  # skops, or a pickle of a fitted model or pipeline
     FP8_TRT = "fp8-trt"  # the same with FP8
+    SKLEARN = "sklearn"  # skops, or a pickle of a fitted model or pipeline
     XGBOOST = "xgboost"
     LIGHTGBM = "lightgbm"
     SAVED_MODEL = "saved-model"  # a TensorFlow SavedModel from elsewhere, not yet checked
@@ -39,15 +39,15 @@ class Format(StrEnum):
     TFLITE_INT8 = "tflite-int8"
     TENSORRT = "tensorrt"  # an engine for data centre GPUs, in the types of the ONNX file
     TENSORRT_FP16 = "tensorrt-fp16"
-    TENSORRT_INT8 = "tensorrt-int8"
     TENSORRT_BF16 = "tensorrt-bf16"
-    TENSORRT_RTX = "tensorrt-rtx"  # an engine for GeForce and RTX GPUs, which is finished on the device
+    TENSORRT_INT8 = "tensorrt-int8"
     TENSORRT_FP8 = "tensorrt-fp8"
+    TENSORRT_RTX = "tensorrt-rtx"  # an engine for GeForce and RTX GPUs, which is finished on the device
     TENSORRT_RTX_FP16 = "tensorrt-rtx-fp16"
-    TENSORRT_RTX_INT8 = "tensorrt-rtx-int8"
     TENSORRT_RTX_BF16 = "tensorrt-rtx-bf16"
-
+    TENSORRT_RTX_INT8 = "tensorrt-rtx-int8"
     TENSORRT_RTX_FP8 = "tensorrt-rtx-fp8"
+
 
 _BY_SUFFIX = {
     ".safetensors": Format.TORCH,

@@ -17,8 +17,7 @@ if find_spec("tensorflow") and find_spec("ai_edge_litert"):  # in the environmen
     import tf_models
 
     MAKERS += tf_models.MAKERS
-
-if find_spec("torch"):
+elif find_spec("torch"):  # in the environment of everything else
     import torch_models
 
     MAKERS += torch_models.MAKERS
@@ -29,10 +28,6 @@ def artifact(request, tmp_path):
     return request.param(tmp_path / "artifact")
 
 
-def sample(artifact):
-    with np.load(artifact.path / SAMPLE, allow_pickle=False) as data:
-        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
-
 @pytest.fixture(autouse=True)
 def tensorrt_or_its_stand_in(monkeypatch):
     trt_models.stand_in(monkeypatch)
@@ -42,6 +37,10 @@ def opened(artifact):
     """The artifact's runtime, on the only device that it has."""
     return open_runtime(artifact, accelerator="gpu" if "tensorrt" in artifact.manifest.format else "cpu")
 
+
+def sample(artifact):
+    with np.load(artifact.path / SAMPLE, allow_pickle=False) as data:
+        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
 
 
 def test_outputs_are_contiguous_and_as_the_signature_says(artifact):
