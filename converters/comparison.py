@@ -71,12 +71,7 @@ def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options,
     parity = Parity(names[0], precision, tolerance, tuple(case.describe() for case in cases), outputs)
     evaluation = _evaluated(options, cases, ours, columns, expected, got)
     gates = [evaluation.failure] if evaluation is not None and evaluation.failure else []
-    left_out = [spec.name for spec in (*ours.outputs, *theirs.outputs) if spec.name not in columns]
-    notes = (
-        [f"outputs that only one of them has: {', '.join(left_out)}"]
-        if left_out and len(columns) < len(ours.outputs)
-        else []
-    )
+    notes = _left_out(names, ours, theirs, columns)
     written = {
         **parity.to_json(),
         "evaluation": evaluation.to_json() if evaluation is not None else None,
@@ -151,6 +146,17 @@ def _outputs(a: Signature, b: Signature) -> dict[str, tuple[int, int]]:
     if len(a.outputs) == len(b.outputs):
         return {spec.name: (i, i) for i, spec in enumerate(a.outputs)}
     raise ConversionFailed(f"nothing was compared: no output in common ({_brief(a.outputs)} and {_brief(b.outputs)})")
+
+
+def _left_out(names: tuple[str, str], a: Signature, b: Signature, columns: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A note for each side that has outputs which the other has not."""
+    compared = [set(side) for side in zip(*columns.values(), strict=True)]
+    notes = []
+    for name, signature, taken in zip(names, (a, b), compared, strict=True):
+        own = [spec.name for i, spec in enumerate(signature.outputs) if i not in taken]
+        if own:
+            notes.append(f"outputs that only {name} has, not compared: {', '.join(own)}")
+    return notes
 
 
 def _evaluated(
