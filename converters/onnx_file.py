@@ -116,19 +116,39 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def confine(model: onnx.ModelProto, folder: Path) -> None:
     """Check that every external tensor lies in a plain file below `folder`. Raises: ConversionFailed."""
     root = folder.resolve()
+    sizes: dict[str, int] = {}
     total = 0
-    for location in sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)}):
-        pure = PurePosixPath(location)
-        if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location:
-            raise ConversionFailed(f"external data: {location!r} leaves the model's folder")
-        file = (root / pure).resolve()
-        if not file.is_relative_to(root):
-            raise ConversionFailed(f"external data: {location!r} is a link out of the model's folder")
-        if not file.is_file():
-            raise ConversionFailed(f"external data: {location!r} is not there")
-        total += file.stat().st_size
+    for tensor in tensors(model):
+        if not _external(tensor):
+            continue
+        location = _location(tensor)
+        if location not in sizes:
+            sizes[location] = _size_below(root, location)
+        total += _read_bytes(tensor, sizes[location])
     if total > MAX_MODEL_BYTES:
         raise ConversionFailed(f"external data: {total} bytes, at most {MAX_MODEL_BYTES} are read")
+
+
+def _size_below(root: Path, location: str) -> int:
+    """Bytes of the plain file at `location` below `root`. Raises: ConversionFailed if it is none."""
+    pure = PurePosixPath(location)
+    if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location:
+        raise ConversionFailed(f"external data: {location!r} leaves the model's folder")
+    file = (root / pure).resolve()
+    if not file.is_relative_to(root):
+        raise ConversionFailed(f"external data: {location!r} is a link out of the model's folder")
+    if not file.is_file():
+        raise ConversionFailed(f"external data: {location!r} is not there")
+    return file.stat().st_size
+
+
+def _read_bytes(tensor: TensorProto, size: int) -> int:
+    """How much of a file of `size` bytes a tensor reads: many may read the same. Raises: ConversionFailed."""
+    stated = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = stated.get("offset", "0"), stated.get("length", str(size))
+    if not offset.isdecimal() or not length.isdecimal() or int(offset) > size:
+        raise ConversionFailed(f"external data: {tensor.name!r} is said to be at {offset} of {size} bytes")
+    return min(int(length), size - int(offset))
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

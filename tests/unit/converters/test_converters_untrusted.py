@@ -170,6 +170,38 @@ def test_weights_outside_of_an_artifact_are_not_read_where_it_is_served(tmp_path
             onnx_file.read(folder / "model.onnx")
 
 
+def many_times(count, **stated):
+    """A model that reads `count` tensors from one file, all of it or as `stated`."""
+    model = mlp_model()
+    first = model.graph.initializer[0]
+    first.ClearField("raw_data")
+    first.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **stated}.items():
+        entry = first.external_data.add()
+        entry.key, entry.value = key, value
+    for i in range(count - 1):
+        again = model.graph.initializer.add()
+        again.CopyFrom(first)
+        again.name = f"again{i}"
+    return model
+
+
+def test_a_file_that_is_read_many_times_counts_each_time(tmp_path, monkeypatch):
+    (tmp_path / "w.bin").write_bytes(b"\0" * 4096)
+    monkeypatch.setattr(onnx_file, "MAX_MODEL_BYTES", 100 * 4096 - 1)
+    onnx_file.confine(many_times(99), tmp_path)
+    onnx_file.confine(many_times(100, offset="96"), tmp_path)
+    with pytest.raises(ConversionFailed, match="external data: 409600 bytes"):
+        onnx_file.confine(many_times(100), tmp_path)
+
+
+@pytest.mark.parametrize("stated", [{"offset": "-8"}, {"offset": "9999"}, {"length": "-1"}, {"offset": "1e3"}])
+def test_external_data_lies_within_its_file(tmp_path, stated):
+    (tmp_path / "w.bin").write_bytes(b"\0" * 4096)
+    with pytest.raises(ConversionFailed, match="external data: 'w1' is said to be at"):
+        onnx_file.confine(many_times(1, **stated), tmp_path)
+
+
 X, Y = TensorSpec("x", "FP32", (ANY, 2)), TensorSpec("y", "FP32", (ANY, 2))
 ONES = {name: np.ones(2, "f4") for name in ("scale", "bias", "mean", "variance")}
 
