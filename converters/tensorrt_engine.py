@@ -21,7 +21,7 @@ from typing import Any
 from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters import onnx_bf16, onnx_fp8_trt
-from converters.candidate import Candidate, Options, Say
+from converters.candidate import Candidate, Case, Options, Say
 from converters.isolated import describe, run_task
 from converters.onnx_file import MODEL_FILE, read, save
 from converters.ranges import AxisRange, parse_ranges
@@ -54,6 +54,7 @@ def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module
     inputs, _ = describe(stand_in)
     most = min(options.max_rows, candidate.max_rows)
     profile = profile_of(inputs, most, parse_ranges(options.dynamic))
+    refuse_outside(candidate.cases, profile)
     compared = ROUNDED.get(candidate.precision, COMPARED)
     made = replace(candidate, format=module.replace("_", "-"), max_rows=most, stand_in=stand_in)
     if options.engine == ON_LOAD:
@@ -118,6 +119,19 @@ def profile_of(inputs: Sequence[TensorSpec], max_rows: int, ranges: Sequence[Axi
         low, best, high = ([size[i] for size in sizes] for i in range(3))
         found[spec.name] = (low, best, high)
     return found
+
+
+def refuse_outside(cases: Sequence[Case], profile: Profile) -> None:
+    """Raises: ConversionFailed for data of sizes that the engine will not take; rows are cut to what it takes."""
+    for case in cases:
+        for name, (low, _, high) in profile.items():
+            shape = case.inputs[name].shape
+            for axis, size in list(enumerate(shape))[1:]:
+                if not low[axis] <= size <= high[axis]:
+                    raise ConversionFailed(
+                        f"{case.origin}: {name} of shape {list(shape)} is outside of --dynamic "
+                        f"{name}:{axis}={low[axis]}..{high[axis]}"
+                    )
 
 
 def build(request: Mapping[str, Any]) -> dict[str, Any]:

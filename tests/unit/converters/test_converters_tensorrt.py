@@ -2,12 +2,14 @@
 
 import types
 
+import numpy as np
 import pytest
 
 from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, TensorSpec
+from converters.candidate import Case
 from converters.ranges import AxisRange
-from converters.tensorrt_engine import build_plan, profile_of
+from converters.tensorrt_engine import build_plan, profile_of, refuse_outside
 
 IDS = TensorSpec("ids", "INT64", (ANY, ANY))
 
@@ -26,6 +28,16 @@ def test_a_fixed_input_needs_no_shapes():
 def test_a_free_axis_without_a_range_is_named():
     with pytest.raises(ConversionFailed, match=r"--dynamic ids:1=MIN\.\.MAX"):
         profile_of([IDS], 8, [])
+
+
+def test_data_that_the_engine_would_refuse_is_refused_when_it_is_made():
+    profile = profile_of([IDS], 8, [AxisRange("ids", 1, 4, 128)])
+    refuse_outside([Case("sample", 20, {"ids": np.zeros((20, 128), "i8")})], profile)
+    with pytest.raises(
+        ConversionFailed, match=r"sample: ids of shape \[2, 129\] is outside of --dynamic ids:1=4\.\."
+    ):
+        refuse_outside([Case("sample", 2, {"ids": np.zeros((2, 129), "i8")})], profile)
+    refuse_outside([Case("sample", 2, {"x": np.zeros((2, 3))})], profile_of([TensorSpec("x", "FP32", (2, 3))], 1, []))
 
 
 def fake(version="11.4.0", name="tensorrt", parses=True, plan=b"plan", errors=("Unknown op Foo",), accepts=True):
