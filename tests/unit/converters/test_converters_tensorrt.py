@@ -33,9 +33,7 @@ def test_a_free_axis_without_a_range_is_named():
 def test_data_that_the_engine_would_refuse_is_refused_when_it_is_made():
     profile = profile_of([IDS], 8, [AxisRange("ids", 1, 4, 128)])
     refuse_outside([Case("sample", 20, {"ids": np.zeros((20, 128), "i8")})], profile)
-    with pytest.raises(
-        ConversionFailed, match=r"sample: ids of shape \[2, 129\] is outside of --dynamic ids:1=4\.\."
-    ):
+    with pytest.raises(ConversionFailed, match=r"sample: ids of shape \[2, 129\] is outside of --dynamic ids:1=4\.\."):
         refuse_outside([Case("sample", 2, {"ids": np.zeros((2, 129), "i8")})], profile)
     refuse_outside([Case("sample", 2, {"x": np.zeros((2, 3))})], profile_of([TensorSpec("x", "FP32", (2, 3))], 1, []))
 
