@@ -45,8 +45,7 @@ def choose_targets(source: Format, layers: Layers | None, options: Options) -> C
 
 
 def _unsuited(target: Format, found: Situation) -> str:
-    rule = _RULES.get(target)
-    return rule(found) if rule is not None else ""
+    return _RULES[target](found)
 
 
 def _out_of_reach(source: Format, target: Format) -> str:
@@ -54,6 +53,10 @@ def _out_of_reach(source: Format, target: Format) -> str:
         way(source, target)
     except ConversionFailed as error:
         return error.message
+    return ""
+
+
+def _always(found: Situation) -> str:
     return ""
 
 
@@ -90,13 +93,11 @@ def _int8_trt(found: Situation) -> str:
     return "" if found.calibrated else _UNCALIBRATED
 
 
-def _framework(found: Situation) -> str:
-    return _ON_CPU_ONLY if found.gpu else ""
+def _for_engines(found: Situation) -> str:
+    return "it is what an engine is built from, and computed by that" if found.gpu else _FOR_GPUS
 
 
 def _tensorflow(found: Situation) -> str:
-    if found.gpu:
-        return _ON_CPU_ONLY
     return "" if found.source in _OF_TENSORFLOW else "the model does not come from TensorFlow"
 
 
@@ -127,23 +128,29 @@ def _engine(found: Situation) -> str:
 _OF_TENSORFLOW = (Format.SAVED_MODEL, Format.KERAS)
 
 _RULES: dict[Format, Callable[[Situation], str]] = {
+    **dict.fromkeys((Format.ONNX, Format.OPTIMIZED, Format.PYTORCH, Format.TORCHSCRIPT), _always),
+    **dict.fromkeys((Format.BF16, Format.FP8_TRT), _for_engines),
     Format.FP16: _fp16,
     Format.INT8: _int8,
     Format.INT8_DYNAMIC: _int8_dynamic,
-    Format.PYTORCH: _framework,
     Format.TENSORFLOW: _tensorflow,
     Format.TFLITE: _tflite,
     Format.TFLITE_FP16: _tflite_fp16,
     Format.TFLITE_DYNAMIC: _tflite_dynamic,
     Format.TFLITE_INT8: _tflite_int8,
-    **dict.fromkeys((Format.TENSORRT, Format.TENSORRT_RTX), _engine),
-    **dict.fromkeys((Format.TENSORRT_FP16, Format.TENSORRT_RTX_FP16), _engine),
-    **dict.fromkeys((Format.INT8_TRT, Format.TENSORRT_INT8, Format.TENSORRT_RTX_INT8), _int8_trt),
+    **dict.fromkeys((Format.TENSORRT, Format.TENSORRT_FP16, Format.TENSORRT_BF16), _engine),
+    **dict.fromkeys((Format.TENSORRT_RTX, Format.TENSORRT_RTX_FP16, Format.TENSORRT_RTX_BF16), _engine),
+    **dict.fromkeys((Format.INT8_TRT, Format.TENSORRT_INT8, Format.TENSORRT_FP8), _int8_trt),
+    **dict.fromkeys((Format.TENSORRT_RTX_INT8, Format.TENSORRT_RTX_FP8), _int8_trt),
 }
 
-# Of equally fast forms the first is kept: FP32 before FP16 before INT8.
+# Of equally fast forms the first is kept: FP32 before 16 bits before 8.
 _PRECISION = {
-    **dict.fromkeys((Format.FP16, Format.TENSORRT_FP16, Format.TENSORRT_RTX_FP16, Format.TFLITE_FP16), 1),
-    **dict.fromkeys((Format.INT8, Format.INT8_DYNAMIC, Format.INT8_TRT, Format.TFLITE_INT8, Format.TFLITE_DYNAMIC), 2),
-    **dict.fromkeys((Format.TENSORRT_INT8, Format.TENSORRT_RTX_INT8), 2),
+    **dict.fromkeys((Format.FP16, Format.BF16, Format.TFLITE_FP16), 1),
+    **dict.fromkeys(
+        (Format.TENSORRT_FP16, Format.TENSORRT_BF16, Format.TENSORRT_RTX_FP16, Format.TENSORRT_RTX_BF16), 1
+    ),
+    **dict.fromkeys((Format.INT8, Format.INT8_DYNAMIC, Format.INT8_TRT, Format.FP8_TRT), 2),
+    **dict.fromkeys((Format.TFLITE_INT8, Format.TFLITE_DYNAMIC), 2),
+    **dict.fromkeys((Format.TENSORRT_INT8, Format.TENSORRT_FP8, Format.TENSORRT_RTX_INT8, Format.TENSORRT_RTX_FP8), 2),
 }

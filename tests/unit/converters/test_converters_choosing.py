@@ -42,8 +42,8 @@ def test_sources_are_tried_in_their_own_framework_too():
 
 def test_on_a_gpu_engines_and_half_precision_are_tried_and_cpu_forms_are_not():
     found = tried(Format.TORCH, CNN, GPU)
-    assert {"onnx", "fp16", "tensorrt", "tensorrt-fp16", "tensorrt-int8", "tensorrt-rtx-int8"} <= set(found)
-    assert not {"int8", "int8-dynamic", "tflite", "pytorch", "tensorflow"} & set(found)
+    assert {"onnx", "pytorch", "fp16", "tensorrt", "tensorrt-fp16", "tensorrt-int8", "tensorrt-rtx-int8"} <= set(found)
+    assert not {"int8", "int8-dynamic", "bf16", "tflite", "tensorflow"} & set(found)
     assert found.index("onnx") < found.index("fp16") < found.index("tensorrt-int8")
 
 
