@@ -88,18 +88,18 @@ SOURCE_OPTIONS = (
         "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of TensorRT's timings to reuse."
     ),
     click.option(
-        "--timeout",
-        "timeout_s",
-        type=click.FloatRange(0, min_open=True),
-        metavar="SECONDS",
-        help="Give up when loading, converting and proving take longer.",
-    ),
-    click.option(
         "--engine",
         default="here",
         show_default=True,
         type=click.Choice(["here", "on-load"]),
         help="Where TensorRT engines are built: on this machine, or by the first replica on the GPU that it has.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="Give up when loading, converting and proving take longer.",
     ),
     click.option(
         "--trust-pickle", is_flag=True, help="Load files that can run code. Only for files you made yourself."
@@ -299,6 +299,7 @@ def _print_routes(as_json: bool) -> None:
                     "what": r.what,
                     "needs": list(r.needs),
                     "missing": list(r.missing),
+                    "missing_builders": list(r.missing_builders),
                 }
                 for r in ROUTES
             ],
@@ -306,7 +307,6 @@ def _print_routes(as_json: bool) -> None:
         )
         return
     from rich import box
-                    "missing_builders": list(r.missing_builders),
     from rich.console import Console
     from rich.table import Table
 
