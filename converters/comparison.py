@@ -1,4 +1,4 @@
-"""Any two artifacts, compared as a conversion is: the same calls, the same measures, the same page."""
+"""Any two models, compared as a conversion is: the same calls, the same measures, the same page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.artifact import SAMPLE, Artifact
+import numpy as np
+
+from cluster.artifact import MANIFEST, SAMPLE, Artifact
 from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
+from converters.build import convert
 from converters.candidate import Case, Options, Say
 from converters.evaluation import ORIGIN as EVALUATION
 from converters.evaluation import Evaluation, evaluate
+from converters.formats import Format, source_format
 from converters.isolated import run_cases
 from converters.parity import TOLERANCES, Parity, compare, tolerance_for
 from converters.report import Report, render, sample_points
@@ -21,6 +25,20 @@ from converters.runtime import Arrays
 from converters.samples import cases_for, labelled
 from converters.sealing import cost_of
 from converters.wrap import wrap
+
+PROFILE_S = 2.0  # seconds that measuring a model which is no artifact may take: enough for the page
+
+# The form in which a model answers most nearly as where it came from.
+SERVED_AS = {
+    Format.ONNX_FILE: Format.ONNX,
+    Format.TORCH: Format.PYTORCH,
+    Format.PT2: Format.PYTORCH,
+    Format.TORCHSCRIPT_FILE: Format.TORCHSCRIPT,
+    Format.SAVED_MODEL: Format.TENSORFLOW,
+    Format.KERAS: Format.TENSORFLOW,
+    Format.TFLITE_FILE: Format.TFLITE,
+    **dict.fromkeys((Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM), Format.ONNX),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +51,62 @@ class Comparison:
 
 
 def compare_artifacts(first: Path, second: Path, options: Options, say: Say) -> Comparison:
-    """How far `second` is from `first`, both artifact directories, `.onnx` or `.pt2` files.
+    """How far `second` is from `first`: artifact directories, or models as they came from training.
 
-    The calls are made of `options.sample`, or of the first artifact's own sample; rows share calls where both are
-    batched. The tolerance is that of the less precise of both.
+    A model that is no artifact is made one first, in the form that its own framework runs (`SERVED_AS`). The calls are
+    made of `options.sample`, or of the sample of the first of both that is an artifact; without any, of random data.
+    Rows share calls where both are batched. The tolerance is that of the less precise of both.
 
     Raises:
         InvalidRequest: They do not take the same inputs, or the data does not fit.
-        ConversionFailed: One of them fails on a call, or they have no output in common.
+        ConversionFailed: One of them cannot be made an artifact or fails on a call, or they have no output in common.
     """
     with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
-        a, b = (_artifact(path, Path(scratch, side), options) for path, side in ((first, "a"), (second, "b")))
-        return _compare(a, b, (str(first), str(second)), options, say)
+        known = options.sample or next((path / SAMPLE for path in (first, second) if is_artifact(path)), None)
+        a = _artifact(first, Path(scratch, "a"), replace(options, sample=known), say)
+        b = _artifact(second, Path(scratch, "b"), replace(options, sample=known or a.path / SAMPLE), say)
+        sample = known or a.path / SAMPLE
+        if sample == second / SAMPLE and options.sample is None:
+            sample = _sample_for(a, b, Path(scratch, "sample.npz"))
+        return _compare(a, b, (str(first), str(second)), replace(options, sample=sample), say)
 
 
-def _artifact(path: Path, place: Path, options: Options) -> Artifact:
-    return wrap(path, place, options=replace(options, evaluate=None, max_drop=None, tolerance={}))
+def is_artifact(path: Path) -> bool:
+    """Whether `path` is an artifact's directory."""
+    return (path / MANIFEST).is_file()
+
+
+def _artifact(path: Path, place: Path, options: Options, say: Say) -> Artifact:
+    """`path` itself if it is an artifact, else what is made of it at `place`.
+
+    It is proved on the other side's data where that fits its inputs. What does not fit is told when both are known.
+    """
+    if is_artifact(path):
+        return wrap(path, place)
+    target = SERVED_AS[source_format(path)]
+    if options.device == "gpu" and target == Format.PYTORCH:
+        target = Format.ONNX
+    plain = replace(
+        options, evaluate=None, max_drop=None, calibrate=None, tolerance={}, profile_s=min(PROFILE_S, options.profile_s)
+    )
+    say(f"{path.name} is run as {target}")
+    try:
+        (artifact,) = convert(path, place, (target,), plain, say)
+    except InvalidRequest:
+        if options.sample is None:
+            raise
+        (artifact,) = convert(path, place, (target,), replace(plain, sample=None), say)
+    return artifact
+
+
+def _sample_for(a: Artifact, b: Artifact, place: Path) -> Path:
+    """The sample of `b` under the names that `a` has for its inputs."""
+    ours, theirs = a.manifest.signature, b.manifest.signature
+    order = matched(ours, theirs)
+    with np.load(b.path / SAMPLE, allow_pickle=False) as sample:
+        renamed = {spec.name: sample[theirs.inputs[i].name] for spec, i in zip(ours.inputs, order, strict=True)}
+    np.savez(place, **renamed)
+    return place
 
 
 def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options, say: Say) -> Comparison:
@@ -123,14 +181,16 @@ def _cases(a: Artifact, ours: Signature, theirs: Sequence[TensorSpec], options: 
         TensorSpec(x.name, x.dtype, tuple(max(d, e) for d, e in zip(x.shape, y.shape, strict=True)))
         for x, y in zip(ours.inputs, theirs, strict=True)
     ]
-    used = replace(options, sample=options.sample or a.path / SAMPLE, max_rows=ours.max_rows if batched else 1)
+    used = replace(options, max_rows=ours.max_rows if batched else 1)
     return cases_for(specs, used, batched)
 
 
 def _answers(artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec], options: Options) -> list[Arrays]:
     calls = [tuple(case.inputs[spec.name] for spec in inputs) for case in cases]
     found: list[Arrays] = []
-    for case, answer in zip(cases, run_cases(artifact.path, calls, options.threads, options.device), strict=True):
+    for case, answer in zip(
+        cases, run_cases(artifact.path, calls, options.threads, options.device, options.trust_pickle), strict=True
+    ):
         if isinstance(answer, str):
             raise ConversionFailed(f"{artifact.path} fails on {case.rows} rows of {case.origin} data: {answer}")
         found.append(answer)

@@ -1,4 +1,4 @@
-"""`prism compare`: how far two artifacts' answers are apart."""
+"""`prism compare`: how far two models' answers are apart."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ EXAMPLES = """
 Examples:
   prism compare fp32-artifact int8-artifact --report compare.html
   prism compare old.onnx new.onnx --sample photos.npz --tolerance sqnr=40
+  prism compare saved_model/ model.tflite --sample photos.npz
+  prism compare weights.pth artifact --factory mymodel:build
   prism compare fp32-artifact int8-artifact --evaluate labelled.npz --max-drop 0.01
 """
 
@@ -21,13 +23,16 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@click.option("--sample", type=click.Path(path_type=Path), help=".npz of inputs; without it FIRST's own sample.")
+@click.option("--sample", type=click.Path(path_type=Path), help=".npz of inputs; without it an artifact's own sample.")
 @click.option("--dynamic", multiple=True, metavar="NAME:AXIS=MIN..MAX", help="A free axis, compared at both ends.")
 @click.option("--evaluate", type=click.Path(path_type=Path), help=".npz of inputs with one array of labels more.")
 @click.option("--metric", default="accuracy", show_default=True, help="As in `prism convert`.")
 @click.option("--max-drop", type=float, help="Fail if the metric is worse by more.")
 @click.option("--tolerance", default="", metavar="KEY=NUMBER,...", help="As in `prism convert`.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]), help="Where both run.")
+@click.option("--factory", metavar="MODULE:CALLABLE", help="As in `prism convert`, for weights of PyTorch.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE:SHAPE", help="As in `prism convert`.")
+@click.option("--trust-pickle", is_flag=True, help="As in `prism convert`: load files that can run code.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here.")
 @json_option
 def compare(
@@ -40,12 +45,16 @@ def compare(
     max_drop: float | None,
     tolerance: str,
     device: str,
+    factory: str | None,
+    inputs: tuple[str, ...],
+    trust_pickle: bool,
     report: Path | None,
     as_json: bool,
 ) -> None:
     """Compare what SECOND answers with what FIRST answers; exit code 1 if they are not near enough.
 
-    Both are artifact directories, or .onnx or .pt2 files.
+    Both are artifact directories, or models as `prism convert` takes them: .onnx, .pt2, .tflite or .keras files,
+    SavedModel folders and so on, each of which is run by its own framework where that is installed.
     """
     from converters.build import silent
     from converters.candidate import Options
@@ -60,6 +69,10 @@ def compare(
         max_drop=max_drop,
         tolerance=parse_tolerance(tolerance),
         device=device,
+        factory=factory,
+        inputs=inputs,
+        trust_pickle=trust_pickle,
+        apart=True,
     )
     found = compare_artifacts(first, second, options, silent)
     if report is not None:

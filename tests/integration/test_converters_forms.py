@@ -1,11 +1,9 @@
-"""Every form of an ONNX model, proved: on small models, on odd ones, and on real ones that ship in packages."""
+"""Every form of an ONNX model, proved: on small models and on odd ones."""
 
-import importlib.resources
 import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,8 @@ from converters.objective import parse_objective
 from converters.optimize import DECISION, optimize
 from converters.runtime import open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, mlp_model, model_of, text_artifact, two_input_artifact
+
+pytestmark = pytest.mark.usefixtures("forked_proofs")
 
 QUICK = Options(profile_s=0.05, max_rows=8)
 
@@ -154,6 +154,37 @@ def test_two_artifacts_are_compared_by_the_same_measures(tmp_path):
         compare_artifacts(a.path, two_input_artifact(tmp_path / "c").path, QUICK, silent)
 
 
+def test_models_that_are_no_artifacts_are_compared_in_the_form_their_framework_runs(tmp_path):
+    torch = pytest.importorskip("torch")
+    artifact = mlp_artifact(tmp_path / "a")
+    weights = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t)) for t in artifact_weights(artifact)}
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 16), torch.nn.Linear(16, 3)
+            for layer, w, b in ((self.first, "w1", "b1"), (self.second, "w2", "b2")):
+                layer.load_state_dict({"weight": weights[w].T, "bias": weights[b]})
+
+        def forward(self, row):
+            return self.second(self.first(row).relu())
+
+    rows = {"row": {0: torch.export.Dim("rows")}}
+    exported = torch.export.export(Net().eval(), (torch.zeros(2, 4),), dynamic_shapes=rows)
+    torch.export.save(exported, tmp_path / "net.pt2")
+    told = []
+    found = compare_artifacts(tmp_path / "net.pt2", artifact.path, QUICK, told.append)
+    assert found.failures == () and "net.pt2 is run as pytorch" in told
+    assert {case["inputs"] for case in found.parity["cases"]} == {"sample"}  # the artifact's, whose input is called x
+    assert 0 < found.parity["outputs"][0]["worst_abs"] < 1e-4
+    with pytest.raises(InvalidRequest, match=r"saved_model\.pb"):
+        compare_artifacts(artifact.path, tmp_path, QUICK, silent)
+
+
+def artifact_weights(artifact):
+    return onnx.load(artifact.model_path).graph.initializer
+
+
 def test_the_compare_command_says_no_by_its_exit_code(tmp_path):
     a, b = mlp_artifact(tmp_path / "a"), mlp_artifact(tmp_path / "b", seed=1)
     command = [sys.executable, "-m", "cluster", "compare", str(a.path), str(b.path), "--json"]
@@ -209,35 +240,3 @@ def test_torchscript_needs_no_factory_and_is_searched_for_code_that_reaches_out(
     with pytest.raises(ConversionFailed, match=r"its code uses 'from_file'.*--trust-pickle"):
         convert(tmp_path / "reaches.pt", tmp_path / "no", ("onnx",), options)
     assert not Path("sprung").exists()
-
-
-needs = {
-    name: pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
-    for name in ("silero_vad", "magika")
-}
-
-
-@needs["silero_vad"]
-def test_a_stateful_audio_model_keeps_its_state_and_is_not_batched(tmp_path):
-    source = Path(str(importlib.resources.files("silero_vad"))) / "data" / "silero_vad_op18_ifless.onnx"
-    options = replace(QUICK, inputs=("input:FP32:N,T=576", "state:FP32:2,1,128"))
-    fp32, fp16 = convert(source, tmp_path / "out", ("onnx", "fp16"), options)
-    assert not fp32.manifest.signature.batched and "sr is a scalar" in fp32.manifest.extra["notes"][0]
-    assert fp16.parity()["passed"] and [o["name"] for o in fp16.parity()["outputs"]] == ["output", "stateN"]
-
-
-@needs["magika"]
-def test_a_model_of_bytes_is_quantised_and_still_knows_its_files(tmp_path):
-    package = Path(str(importlib.resources.files("magika")))
-    source = next(package.rglob("*.onnx"))
-    files = sorted(package.rglob("*.py"))[:4] + sorted(package.rglob("*.json"))[:2]
-    rows = np.zeros((len(files), 2048), "i4")
-    for row, file in zip(rows, files, strict=True):
-        content = np.frombuffer(file.read_bytes()[:2048], np.uint8)
-        row[: len(content)] = content
-    np.savez(tmp_path / "files.npz", bytes=rows)
-    options = replace(QUICK, sample=tmp_path / "files.npz", max_rows=4)
-    onnx_form, int8 = convert(source, tmp_path / "out", ("onnx", "int8-dynamic"), options)
-    assert onnx_form.manifest.signature.batched
-    assert int8.parity()["outputs"][0]["top1"] >= 0.85
-    assert int8.model_path.stat().st_size < onnx_form.model_path.stat().st_size
