@@ -9,6 +9,7 @@ from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert
 from converters.candidate import Options
+from converters.comparison import compare_artifacts
 from converters.runtime import open_runtime
 from onnx_models import mlp_model, model_of
 
@@ -103,6 +104,17 @@ def test_a_tflite_file_from_elsewhere_is_checked_and_served(network, tmp_path):
     _, made = network
     (artifact,) = convert(made["tflite"].model_path, tmp_path / "out", ("tflite",), QUICK)
     assert artifact.parity()["kind"] == "self" and artifact.manifest.signature.batched
+
+
+def test_a_saved_model_folder_and_a_tflite_file_are_compared_as_they_are(network, tmp_path):
+    _, made = network
+    saved, lite = made["tensorflow"].model_path.parent, made["tflite"].model_path
+    told = []
+    found = compare_artifacts(saved, lite, QUICK, told.append)
+    assert found.failures == () and {"saved_model is run as tensorflow", "model.tflite is run as tflite"} <= set(told)
+    assert {case["inputs"] for case in found.parity["cases"]} == {"sample"}  # the SavedModel's, which was drawn
+    off = compare_artifacts(made["tensorflow"].path, made["tflite-int8"].model_path, QUICK, told.append)
+    assert any("signal to noise" in text for text in off.failures)  # INT8 is not near enough for FP32's tolerance
 
 
 def attention():
