@@ -34,7 +34,7 @@ def save(model, path):
 def test_a_wrapped_model_answers_as_the_file_does_and_says_what_it_costs(tmp_path):
     said = []
     file = save(mlp_model(), tmp_path / "m.onnx")
-    artifact = wrap(file, tmp_path / "out", max_rows=4, options=QUICK, say=said.append)
+    artifact = wrap(file, tmp_path / "out", max_rows=4, options=Options(profile_s=1), say=said.append)
     artifact.verify()
     signature = artifact.manifest.signature
     assert (signature.batched, signature.max_rows) == (True, 4)
