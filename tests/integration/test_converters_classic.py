@@ -27,6 +27,9 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
 
 
+pytestmark = pytest.mark.usefixtures("forked_proofs")
+
+
 @pytest.fixture(scope="module")
 def cancer():
     x, y = load_breast_cancer(return_X_y=True)

@@ -15,6 +15,8 @@ from converters.pt2 import load_program, write_plain
 from converters.runtime import open_runtime
 from converters.wrap import wrap
 
+pytestmark = pytest.mark.usefixtures("forked_proofs")
+
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
