@@ -27,6 +27,7 @@ from cluster.policy.load import Load
 FAR = 1e6  # more replicas than anybody has
 RATE_EVERY_S = 1.0  # rates are remembered so far apart
 RATES_KEPT = 24
+TREND_LEAST = 12  # fewer rates show a climb where there is none, the more so as the first are of a version's start
 HOLD_MOST = 8  # times the least hold time
 HOLD_STARTS = 3  # a need is remembered for at least so many start-ups: what is dear to get back is kept for longer
 LOOK_AHEAD_MOST_S = 60.0
@@ -254,4 +255,4 @@ def _trend(rates: tuple[tuple[float, float], ...]) -> tuple[float, float]:
     left = sum((rate - mean_r - slope * (at_s - mean_t)) ** 2 for at_s, rate in rates)
     spread = sqrt(left / (count - 2))
     error = spread / sqrt(span) if span else inf
-    return (slope if slope > 3 * error else 0.0), spread
+    return (slope if count >= TREND_LEAST and slope > 3 * error else 0.0), spread

@@ -113,6 +113,10 @@ def test_a_climbing_rate_is_met_where_it_will_be_when_the_replica_answers():
     )
 
 
+def test_the_first_seconds_of_a_version_are_no_climb():
+    assert set(played(POLICY, [0.0, 8.0, 12.0, 16.0, 18.0] + [20.0] * 40, start_s=20)) == {1}
+
+
 def test_a_rate_that_swings_is_given_room_for_its_swings():
     policy = replace(POLICY, max_replicas=50)
     rates = tuple((float(at_s), 500.0 + (300 if at_s % 2 else -300)) for at_s in range(20))
