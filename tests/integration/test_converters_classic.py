@@ -26,7 +26,6 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.svm import SVC  # noqa: E402
 
-
 pytestmark = pytest.mark.usefixtures("forked_proofs")
 
 
