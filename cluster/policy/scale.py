@@ -151,7 +151,8 @@ class ScalePolicy:
         queue = ahead / capacity + left / capacity / drain_s if left > 0 else 0.0
         usual = _last(memory.rates, now_s, USUAL_S)
         most = self.alone_utilisation * (ALONE_AGAIN if load.target > 1 else 1.0)
-        alone = min(2.0, sum(usual) / max(1, len(usual)) / capacity / most)
+        two = 1.99 - self.margin  # not a third, with the margin
+        alone = min(two, sum(usual) / max(1, len(usual)) / capacity / most)
         needed, why = max((steady, ""), (bursts, ", bursts"), (queue, ", queue"), (alone, ", too much for one alone"))
         return min(needed, FAR), why
 

@@ -153,6 +153,10 @@ def test_a_second_replica_stays_until_the_load_is_well_below_what_called_it():
     assert played(POLICY, [41.0] * 40 + calm)[-1] == 1
 
 
+def test_a_second_replica_keeps_no_third():
+    assert played(POLICY, [300.0] * 40 + [100.0] * 300)[-1] == 2
+
+
 def test_an_operator_who_wants_replicas_full_may_have_a_lone_one_full_too():
     assert played(replace(POLICY, target_utilisation=1.0), [95.0] * 20)[-1] == 1
     assert played(replace(POLICY, target_utilisation=0.25), [24.0] * 20)[-1] == 1
