@@ -22,10 +22,10 @@ from cluster.errors import ConversionFailed, InvalidRequest, OperatorError
 from converters.apart import Mark, make_apart
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format
-from converters.metrics import parse_metric
-from converters.proof import Proof, prove, reference_from
+from converters.proof.metrics import parse_metric
+from converters.proof.proving import Proof, prove, reference_from
+from converters.proof.report import Cost, Report
 from converters.ranges import parse_ranges
-from converters.report import Cost, Report
 from converters.sealing import cost_of, manifest_of, seal
 from converters.table import Route, target_format, way
 

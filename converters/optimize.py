@@ -31,8 +31,8 @@ from converters.objective import (
     evaluate,
     reasons,
 )
-from converters.profile import merge
-from converters.proof import profiled
+from converters.proof.profile import merge
+from converters.proof.proving import profiled
 from converters.sealing import model_bytes, write_json
 
 DECISION = "optimize.json"

@@ -12,8 +12,8 @@ import numpy as np
 
 from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, DTYPES, TensorSpec
-from converters import evaluation
 from converters.candidate import Case, Options
+from converters.proof import evaluation
 from converters.ranges import EDGE_ROWS, check_ranges, edge_cases, parse_ranges, typical_sizes
 
 MAX_DATA_BYTES = 8 << 30  # unpacked

@@ -16,8 +16,8 @@ from cluster.artifact import MANIFEST, PARITY, PROFILE, SAMPLE, Artifact, Manife
 from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.candidate import Candidate, Case, Options
-from converters.report import PAGE, Cost, Report, render
-from converters.sample_answers import ANSWERS
+from converters.proof.report import PAGE, Cost, Report, render
+from converters.proof.sample_answers import ANSWERS
 
 SAMPLE_ROWS = 4
 EVIDENCE = {MANIFEST, PARITY, PROFILE, SAMPLE, ANSWERS, PAGE}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cluster.errors import ConversionFailed
 from cluster.tensors import ANY
 from converters.candidate import Candidate, Options
-from converters.proof import reference_from
+from converters.proof.proving import reference_from
 from converters.runtime import Specs
 from converters.samples import cases_for
 

@@ -58,21 +58,21 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.TORCH,
         Format.ONNX,
-        "converters.torch_onnx:convert",
+        "converters.torch.onnx:convert",
         ("torch", "onnx", "onnxscript", "safetensors"),
         "FP32 ONNX, opset 20, free rows",
     ),
     Route(
         Format.PT2,
         Format.ONNX,
-        "converters.torch_onnx:convert",
+        "converters.torch.onnx:convert",
         ("torch", "onnx", "onnxscript"),
         "FP32 ONNX, opset 20, free rows",
     ),
     Route(
         Format.TORCHSCRIPT_FILE,
         Format.ONNX,
-        "converters.torch_onnx:convert",
+        "converters.torch.onnx:convert",
         ("torch", "onnx", "onnxscript"),
         "FP32 ONNX, opset 20, free rows",
     ),
@@ -80,7 +80,7 @@ ROUTES: tuple[Route, ...] = (
         Route(
             source,
             Format.PYTORCH,
-            "converters.torch_program:convert",
+            "converters.torch.program:convert",
             ("torch", "onnx", "onnxscript", "safetensors"),
             "an exported program (.pt2), served by PyTorch",
         )
@@ -89,28 +89,28 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.TORCHSCRIPT_FILE,
         Format.TORCHSCRIPT,
-        "converters.torch_script_form:convert",
+        "converters.torch.script_form:convert",
         ("torch", "onnx", "onnxscript"),
         "the TorchScript archive, checked, served by PyTorch",
     ),
-    Route(Format.ONNX_FILE, Format.ONNX, "converters.onnx_file:convert", _ONNX, "the same model, checked"),
+    Route(Format.ONNX_FILE, Format.ONNX, "converters.onnx.file:convert", _ONNX, "the same model, checked"),
     Route(
         Format.ONNX,
         Format.OPTIMIZED,
-        "converters.onnx_optimized:convert",
+        "converters.onnx.optimized:convert",
         _ONNX,
         "ONNX with ONNX Runtime's portable fusions",
     ),
     Route(
-        Format.ONNX, Format.FP16, "converters.onnx_fp16:convert", _ONNX, "FP16 weights and arithmetic, for accelerators"
+        Format.ONNX, Format.FP16, "converters.onnx.fp16:convert", _ONNX, "FP16 weights and arithmetic, for accelerators"
     ),
     Route(
-        Format.ONNX, Format.BF16, "converters.onnx_bf16:convert", _ONNX, "BF16 for TensorRT, no ONNX Runtime on CPUs"
+        Format.ONNX, Format.BF16, "converters.onnx.bf16:convert", _ONNX, "BF16 for TensorRT, no ONNX Runtime on CPUs"
     ),
     Route(
         Format.ONNX,
         Format.INT8,
-        "converters.onnx_int8:convert",
+        "converters.onnx.int8:convert",
         _ONNX,
         "INT8 for CPUs: static, unsigned activations, weights per channel",
         calibrates=True,
@@ -118,14 +118,14 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.ONNX,
         Format.INT8_DYNAMIC,
-        "converters.onnx_int8_dynamic:convert",
+        "converters.onnx.int8_dynamic:convert",
         _ONNX,
         "INT8 matrix products, ranges at run time: transformers on CPUs",
     ),
     Route(
         Format.ONNX,
         Format.INT8_TRT,
-        "converters.onnx_int8_trt:convert",
+        "converters.onnx.int8_trt:convert",
         _ONNX,
         "INT8 for TensorRT: signed, symmetric, explicit Q/DQ",
         calibrates=True,
@@ -133,45 +133,45 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.ONNX,
         Format.FP8_TRT,
-        "converters.onnx_fp8_trt:convert",
+        "converters.onnx.fp8_trt:convert",
         _ONNX,
         "FP8 (E4M3) for TensorRT: matrix products, explicit Q/DQ",
         calibrates=True,
     ),
     *(
-        Route(source, Format.ONNX, "converters.classic_onnx:convert", _CLASSIC, "FP32 ONNX of its predictions")
+        Route(source, Format.ONNX, "converters.classic.to_onnx:convert", _CLASSIC, "FP32 ONNX of its predictions")
         for source in (Format.SKLEARN, Format.XGBOOST, Format.LIGHTGBM)
     ),
     Route(
         Format.ONNX,
         Format.TENSORFLOW,
-        "converters.onnx_tensorflow:convert",
+        "converters.tensorflow.from_onnx:convert",
         ("tensorflow", "onnx"),
         "SavedModel with the names and free dimensions of the ONNX",
     ),
     Route(
         Format.SAVED_MODEL,
         Format.TENSORFLOW,
-        "converters.tensorflow_source:convert_saved_model",
+        "converters.tensorflow.source:convert_saved_model",
         ("tensorflow",),
         "the same model, checked",
     ),
     Route(
         Format.KERAS,
         Format.TENSORFLOW,
-        "converters.keras_tensorflow:convert",
+        "converters.tensorflow.from_keras:convert",
         ("tensorflow", "keras"),
         "SavedModel of what the Keras model infers",
     ),
     Route(
         Format.TENSORFLOW,
         Format.ONNX,
-        "converters.tensorflow_onnx:convert",
+        "converters.tensorflow.to_onnx:convert",
         ("tensorflow", "tf2onnx", *_ONNX),
         "FP32 ONNX, opset 18",
     ),
     *(
-        Route(Format.TENSORFLOW, target, f"converters.tensorflow_tflite:{convert}", _TFLITE, what, calibrates)
+        Route(Format.TENSORFLOW, target, f"converters.tensorflow.to_tflite:{convert}", _TFLITE, what, calibrates)
         for target, convert, what, calibrates in (
             (Format.TFLITE, "convert_float", "TFLite in FP32", False),
             (Format.TFLITE_FP16, "convert_fp16", "TFLite with FP16 weights: half the size", False),
@@ -182,7 +182,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         Format.TFLITE_FILE,
         Format.TFLITE,
-        "converters.tensorflow_source:convert_tflite",
+        "converters.tensorflow.source:convert_tflite",
         ("ai_edge_litert",),
         "the same model, checked",
     ),
@@ -190,7 +190,7 @@ ROUTES: tuple[Route, ...] = (
         Route(
             source,
             target,
-            f"converters.tensorrt_engine:{convert}",
+            f"converters.tensorrt.engine:{convert}",
             _ONNX,
             what.format(kind),
             builders=(module,),

@@ -61,15 +61,15 @@ def outputs(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure the artifact; see `converters.profile`."""
-    from converters.profile import measure
+    """Measure the artifact; see `converters.proof.profile`."""
+    from converters.proof.profile import measure
 
     return measure(Path(request["artifact"]), request["threads"], request["budget_s"], request["device"])
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """Text as numpy's own kind, which needs no pickle. Bytes that are no UTF-8 become lone surrogates, which
-    `parity` makes bytes again."""
+    `converters.proof.parity` makes bytes again."""
     if array.dtype != object:
         return array
     texts = [
@@ -80,8 +80,8 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def engine(request: dict[str, Any]) -> dict[str, Any]:
-    """Build a TensorRT engine; see `converters.tensorrt_engine`."""
-    from converters.tensorrt_engine import build
+    """Build a TensorRT engine; see `converters.tensorrt.engine`."""
+    from converters.tensorrt.engine import build
 
     return build(request)
 
@@ -134,15 +134,15 @@ def _end_with_parent(work: Path) -> None:
 
 
 def compile_program(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile an exported program for this machine; see `converters.torch_compiled`."""
-    from converters.torch_compiled import package
+    """Compile an exported program for this machine; see `converters.torch.compiled`."""
+    from converters.torch.compiled import package
 
     return package(request)
 
 
 def choose(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure an artifact without and with compiled code; see `converters.torch_choice`."""
-    from converters.torch_choice import measure_both
+    """Measure an artifact without and with compiled code; see `converters.torch.choice`."""
+    from converters.torch.choice import measure_both
 
     return measure_both(request)
 

@@ -25,7 +25,7 @@ from cluster.errors import ArtifactCorrupt
 from cluster.policy.batch import BatchPolicy
 from cluster.policy.load import Counters, LoadMeter
 from cluster.settings import Boot
-from converters.profile import costs_here
+from converters.proof.profile import costs_here
 from converters.runtime import Arrays, Runtime, open_runtime
 from deployments import costs, startup
 from deployments.engine import Engine

@@ -17,7 +17,7 @@ def is_installed(name):
 @pytest.fixture(scope="session")
 def forks():
     """What forks proofs, for the whole session."""
-    used = ("numpy", "onnxruntime", "torch", "tensorflow", "ai_edge_litert.interpreter", "converters.profile")
+    used = ("numpy", "onnxruntime", "torch", "tensorflow", "ai_edge_litert.interpreter", "converters.proof.profile")
     made = ForkedProofs(*(name for name in used if is_installed(name.partition(".")[0])))
     yield made
     made.close()

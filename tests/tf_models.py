@@ -13,8 +13,8 @@ import onnx
 
 from cluster.artifact import Artifact, hash_files, write_manifest
 from converters.candidate import Candidate, Options
-from converters.onnx_tensorflow import FOLDER, save
-from converters.tensorflow_tflite import convert_float
+from converters.tensorflow.from_onnx import FOLDER, save
+from converters.tensorflow.to_tflite import convert_float
 from onnx_models import fixed_artifact, mlp_artifact, text_artifact, two_input_artifact
 
 Maker = Callable[[Path], Artifact]

@@ -14,7 +14,7 @@ import torch
 from cluster.artifact import SAMPLE, Artifact, Manifest, hash_files, write_manifest
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.interface import write_order
-from converters.torch_script_runtime import write_specs
+from converters.torch.script_runtime import write_specs
 
 INPUTS = (TensorSpec("x", "FP32", (ANY, 4)),)
 OUTPUTS = (TensorSpec("scores", "FP32", (ANY, 3)), TensorSpec("best", "INT64", (ANY,)))

@@ -22,17 +22,18 @@ import onnxruntime as ort
 
 from cluster.artifact import PARITY, SAMPLE, Artifact, hash_files, write_manifest
 from cluster.tensors import ANY
-from converters import tensorrt_on_load, tensorrt_runtime
 from converters.cuda_device import CudaDevice, first_device
-from converters.onnx_runtime import open_artifact as open_onnx
-from converters.parity import TOLERANCES
+from converters.onnx.runtime import open_artifact as open_onnx
+from converters.proof.parity import TOLERANCES
+from converters.proof.sample_answers import write_answers
 from converters.ranges import AxisRange
 from converters.runtime import Arrays
-from converters.sample_answers import write_answers
 from converters.sealing import write_json
-from converters.tensorrt_engine import build, profile_of
-from converters.tensorrt_on_load import ENGINE_FILE
-from converters.tensorrt_recipe import EXTRA, Recipe
+from converters.tensorrt import on_load as tensorrt_on_load
+from converters.tensorrt import runtime as tensorrt_runtime
+from converters.tensorrt.engine import build, profile_of
+from converters.tensorrt.on_load import ENGINE_FILE
+from converters.tensorrt.recipe import EXTRA, Recipe
 from onnx_models import fixed_artifact, mlp_artifact, two_input_artifact
 
 RANGES = (AxisRange("b", 1, 1, 16),)
@@ -103,7 +104,7 @@ MAKERS = [
 
 
 def stand_in(patch: Any) -> None:
-    """Let `converters.tensorrt_runtime` find a TensorRT and a device, unless there are real ones."""
+    """Let `converters.tensorrt.runtime` find a TensorRT and a device, unless there are real ones."""
     if family():
         return
     module = types.ModuleType("tensorrt")

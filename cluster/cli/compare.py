@@ -58,8 +58,8 @@ def compare(
     """
     from converters.build import silent
     from converters.candidate import Options
-    from converters.comparison import compare_artifacts
-    from converters.parity import parse_tolerance
+    from converters.proof.comparison import compare_artifacts
+    from converters.proof.parity import parse_tolerance
 
     options = Options(
         sample=sample,

@@ -117,7 +117,7 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 def options_of(values: Mapping[str, Any]) -> Options:
     """What `source_options` collected. Raises: InvalidRequest."""
     from converters.candidate import Options
-    from converters.parity import parse_tolerance
+    from converters.proof.parity import parse_tolerance
 
     labels: Path | None = values["labels"]
     return Options(

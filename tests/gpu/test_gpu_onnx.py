@@ -12,7 +12,7 @@ from gpu_machine import marks
 from cluster.errors import EngineFailed
 from converters.build import convert
 from converters.candidate import Options
-from converters.onnx_providers import CUDA
+from converters.onnx.providers import CUDA
 from converters.runtime import can_use_gpu, open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, mlp_model, text_artifact, two_input_artifact
 

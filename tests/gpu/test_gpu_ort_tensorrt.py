@@ -12,8 +12,8 @@ from cluster.errors import EngineFailed, InvalidRequest
 from converters.build import convert
 from converters.candidate import Options
 from converters.cuda_device import first_device
-from converters.onnx_providers import TENSORRT
-from converters.onnx_session import tensorrt_version
+from converters.onnx.providers import TENSORRT
+from converters.onnx.session import tensorrt_version
 from converters.runtime import open_runtime
 from onnx_models import mlp_artifact, mlp_model, text_artifact
 

@@ -64,14 +64,14 @@ def test_what_happens_and_what_fails_is_told_as_if_it_were_here(model, tmp_path)
 
 
 def test_a_death_names_the_step_the_signal_and_the_last_words_and_leaves_nothing(model, tmp_path, monkeypatch):
-    strike(tmp_path, monkeypatch, "converters.onnx_fp16", DIES)
+    strike(tmp_path, monkeypatch, "converters.onnx.fp16", DIES)
     with pytest.raises(ConversionFailed, match=r"^fp16: onnx to fp16: .* killed by SIGSEGV: its last words$"):
         convert(model, tmp_path / "out", ("onnx", "fp16"), APART)
     assert left(tmp_path) == ["m.onnx"]
 
 
 def test_a_target_that_kills_its_process_does_not_take_the_others_along(model, tmp_path, monkeypatch):
-    strike(tmp_path, monkeypatch, "converters.onnx_fp16", DIES)
+    strike(tmp_path, monkeypatch, "converters.onnx.fp16", DIES)
     made, failed = convert_what_works(model, tmp_path / "out", ("onnx", "fp16", "optimized"), APART)
     assert list(made) == ["onnx", "optimized"] and "killed by SIGSEGV" in failed["fp16"]
     for artifact in made.values():
@@ -79,7 +79,7 @@ def test_a_target_that_kills_its_process_does_not_take_the_others_along(model, t
 
 
 def test_a_source_that_kills_its_process_is_an_error_even_where_targets_may_fail(model, tmp_path, monkeypatch):
-    strike(tmp_path, monkeypatch, "converters.onnx_file", DIES)
+    strike(tmp_path, monkeypatch, "converters.onnx.file", DIES)
     with pytest.raises(ConversionFailed, match="onnx: onnx-file to onnx: the process was killed by SIGSEGV"):
         convert_what_works(model, tmp_path / "out", ("onnx", "fp16"), APART)
     assert left(tmp_path) == ["m.onnx"]
@@ -92,7 +92,7 @@ def test_a_source_that_ends_the_process_which_looks_at_it_tells_nothing(model, t
 
 
 def test_a_conversion_that_takes_too_long_is_ended(model, tmp_path, monkeypatch):
-    strike(tmp_path, monkeypatch, "converters.onnx_file", HANGS.format(file=str(tmp_path / "pid")))
+    strike(tmp_path, monkeypatch, "converters.onnx.file", HANGS.format(file=str(tmp_path / "pid")))
     with pytest.raises(ConversionFailed, match=r"took longer than --timeout allows"):
         convert(model, tmp_path / "out", options=replace(APART, timeout_s=0.5))
     assert left(tmp_path) == ["m.onnx"]
@@ -103,7 +103,7 @@ def test_a_conversion_that_takes_too_long_is_ended(model, tmp_path, monkeypatch)
     [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_the_process_ends_with_the_command_and_leaves_nothing(model, tmp_path, monkeypatch, number, code):
-    strike(tmp_path, monkeypatch, "converters.onnx_file", HANGS.format(file=str(tmp_path / "pid")))
+    strike(tmp_path, monkeypatch, "converters.onnx.file", HANGS.format(file=str(tmp_path / "pid")))
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "convert", str(model)]
     running = subprocess.Popen([*command, "-o", str(tmp_path / "out")], stderr=subprocess.DEVNULL)
     child = int(awaited(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()))
@@ -129,7 +129,7 @@ def alive(pid):
 
 
 def test_what_a_model_prints_is_no_part_of_the_answer(model, tmp_path, monkeypatch):
-    strike(tmp_path, monkeypatch, "converters.onnx_file", "print('chatter')")
+    strike(tmp_path, monkeypatch, "converters.onnx.file", "print('chatter')")
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "convert", str(model)]
     done = subprocess.run([*command, "-o", str(tmp_path / "out"), "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout)[0]["parity"]["passed"] and "chatter" not in done.stderr

@@ -16,9 +16,9 @@ from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert, convert_what_works
 from converters.candidate import Options
-from converters.comparison import compare_artifacts
 from converters.objective import parse_objective
 from converters.optimize import DECISION, optimize
+from converters.proof.comparison import compare_artifacts
 from converters.runtime import open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, mlp_model, model_of, text_artifact, two_input_artifact
 

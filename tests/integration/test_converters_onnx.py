@@ -166,7 +166,7 @@ def test_external_data_beside_the_model_comes_along(tmp_path):
 
 
 def test_a_model_too_large_for_one_message_keeps_its_weights_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("converters.onnx_file.INLINE_BYTES", 1000)
+    monkeypatch.setattr("converters.onnx.file.INLINE_BYTES", 1000)
     artifact = wrap(save(mlp_model(hidden=512), tmp_path / "m.onnx"), tmp_path / "w", options=QUICK)
     assert {"model.onnx", "model.onnx.data"} <= set(artifact.manifest.files)
     Artifact.read(artifact.path).verify()

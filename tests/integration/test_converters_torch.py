@@ -11,8 +11,8 @@ import pytest
 from cluster.errors import ConversionFailed, InvalidRequest
 from converters.build import convert
 from converters.candidate import Options
-from converters.pt2 import load_program, write_plain
 from converters.runtime import open_runtime
+from converters.torch.pt2 import load_program, write_plain
 from converters.wrap import wrap
 
 pytestmark = pytest.mark.usefixtures("forked_proofs")

@@ -118,7 +118,7 @@ def test_a_script_that_reaches_out_is_not_served_even_if_it_is_trusted(tmp_path,
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs g++")
 def test_a_compiled_program_serves_all_sizes_without_being_compiled_again(tmp_path, monkeypatch):
-    from converters import torch_compiled
+    from converters.torch import compiled as torch_compiled
 
     source = Tokens().eval()  # of other weights each time, so that nothing is found done
     torch.save(source.state_dict(), tmp_path / "w.pth")

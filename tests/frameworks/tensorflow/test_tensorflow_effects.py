@@ -21,8 +21,8 @@ keras = pytest.importorskip("keras")
 import h5py  # noqa: E402
 from tensorflow.core.protobuf import saved_model_pb2  # noqa: E402
 
-from converters import tf_effects  # noqa: E402
-from converters.tf_effects import allowed, effects  # noqa: E402
+from converters.tensorflow import effects as tf_effects  # noqa: E402
+from converters.tensorflow.effects import allowed, effects  # noqa: E402
 from tf_models import in_tensorflow, in_tflite, once  # noqa: E402
 
 QUICK = Options(profile_s=0.05, max_rows=4)

@@ -12,8 +12,8 @@ from onnx import TensorProto  # noqa: E402
 from onnx.backend.test.case.node import collect_testcases  # noqa: E402
 from onnx.numpy_helper import to_array  # noqa: E402
 
-from converters.onnx_tensorflow import unsupported  # noqa: E402
-from converters.tf_graph import COUNTERPARTS, Rebuilding  # noqa: E402
+from converters.tensorflow.from_onnx import unsupported  # noqa: E402
+from converters.tensorflow.graph import COUNTERPARTS, Rebuilding  # noqa: E402
 
 # What is refused or differs on purpose, by the example's name.
 LEFT_OUT = {

@@ -9,7 +9,7 @@ from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert
 from converters.candidate import Options
-from converters.comparison import compare_artifacts
+from converters.proof.comparison import compare_artifacts
 from converters.runtime import open_runtime
 from onnx_models import mlp_model, model_of
 

@@ -9,11 +9,12 @@ from onnx import helper
 from cluster.derived import DerivedFiles
 from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
-from converters import tensorrt_on_load, tensorrt_runtime
 from converters.build import convert
 from converters.candidate import Options
 from converters.cuda_device import CudaDevice
 from converters.runtime import open_runtime
+from converters.tensorrt import on_load as tensorrt_on_load
+from converters.tensorrt import runtime as tensorrt_runtime
 from onnx_models import mlp_model, model_of
 
 trt = pytest.importorskip("tensorrt_rtx")

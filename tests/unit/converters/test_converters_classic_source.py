@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cluster.errors import ConversionFailed
-from converters import classic_source
-from converters.classic_source import load
+from converters.classic import source as classic_source
+from converters.classic.source import load
 from converters.formats import Format
 
 skops_io = pytest.importorskip("skops.io")

@@ -1,7 +1,7 @@
 """Outputs that only one of two models has are named, whichever it is."""
 
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters.comparison import _left_out, _outputs
+from converters.proof.comparison import _left_out, _outputs
 
 
 def signature(*outputs):

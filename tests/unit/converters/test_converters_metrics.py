@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, TensorSpec
-from converters.evaluation import calls, evaluate, split
-from converters.metrics import METRICS, accuracy, auc, mae, mse, parse_metric, rmse, top5
+from converters.proof.evaluation import calls, evaluate, split
+from converters.proof.metrics import METRICS, accuracy, auc, mae, mse, parse_metric, rmse, top5
 
 SCORES = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], "f4")
 X = TensorSpec("x", "FP32", (ANY, 2))

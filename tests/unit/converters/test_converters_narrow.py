@@ -9,9 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, TensorSpec
-from converters import onnx_bf16, onnx_fp8_trt
 from converters.build import silent
 from converters.candidate import Candidate, Options
+from converters.onnx import bf16 as onnx_bf16
+from converters.onnx import fp8_trt as onnx_fp8_trt
 from onnx_models import mlp_model, model_of
 
 ROWS = np.random.default_rng(0).standard_normal((16, 4)).astype("f4")

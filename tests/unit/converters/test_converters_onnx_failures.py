@@ -2,7 +2,7 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from cluster.errors import EngineFailed, InvalidRequest
-from converters.onnx_failures import brief, failure_of
+from converters.onnx.failures import brief, failure_of
 
 NODE = "Non-zero status code returned while running {} node. Name:'/blocks/0/op' Status Message: "
 PLACE = "/src/core/providers/cpu/{}.h:84 "

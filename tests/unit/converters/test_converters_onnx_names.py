@@ -5,7 +5,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from cluster.tensors import ANY, TensorSpec
-from converters.onnx_names import drop_traces, name_dimensions, name_interface
+from converters.onnx.names import drop_traces, name_dimensions, name_interface
 from onnx_models import model_of, slow_model
 
 X, Y = TensorSpec("x", "FP32", (ANY, 2)), TensorSpec("y", "FP32", (ANY, 2))

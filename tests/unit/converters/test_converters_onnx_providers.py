@@ -7,9 +7,9 @@ import pytest
 
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters import onnx_session
-from converters.onnx_providers import CPU, CUDA, TENSORRT, TensorRtOptions, profile_for, rungs, shortfall
-from converters.onnx_session import open_session
+from converters.onnx import session as onnx_session
+from converters.onnx.providers import CPU, CUDA, TENSORRT, TensorRtOptions, profile_for, rungs, shortfall
+from converters.onnx.session import open_session
 from converters.ranges import AxisRange
 from converters.runtime import can_use_gpu, open_runtime
 from onnx_models import mlp_artifact

@@ -9,10 +9,12 @@ import pytest
 from cluster.artifact import write_manifest
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
-from converters import onnx_runtime, onnx_session, onnx_tensorrt
 from converters.cuda_device import CudaDevice, first_device
-from converters.onnx_providers import CPU, CUDA, TENSORRT
-from converters.onnx_tensorrt import open_on_tensorrt, ranges_of
+from converters.onnx import runtime as onnx_runtime
+from converters.onnx import session as onnx_session
+from converters.onnx import tensorrt as onnx_tensorrt
+from converters.onnx.providers import CPU, CUDA, TENSORRT
+from converters.onnx.tensorrt import open_on_tensorrt, ranges_of
 from converters.runtime import open_runtime
 from onnx_models import mlp_artifact
 

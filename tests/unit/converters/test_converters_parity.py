@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import InvalidRequest
-from converters.parity import TOLERANCES, Parity, compare, parse_tolerance, tolerance_for
+from converters.proof.parity import TOLERANCES, Parity, compare, parse_tolerance, tolerance_for
 from converters.worker import _plain
 
 FP32, INT8 = TOLERANCES["fp32"], TOLERANCES["int8"]

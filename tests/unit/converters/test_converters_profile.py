@@ -10,8 +10,8 @@ from pytest import approx
 
 from cluster.artifact import PROFILE
 from cluster.costs import CostCurve
-from converters import profile
-from converters.profile import costs_here, counts, cpu_model, gpu_model, measure, measured_alike, merge, settle
+from converters.proof import profile
+from converters.proof.profile import costs_here, counts, cpu_model, gpu_model, measure, measured_alike, merge, settle
 from onnx_models import mlp_artifact
 
 

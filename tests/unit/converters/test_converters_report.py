@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from converters import plots
-from converters.parity import HISTOGRAM_DECADES, Parity, compare, tolerance_for
-from converters.report import POINTS, Cost, Report, render, sample_points, size_text, time_text
+from converters.proof import plots
+from converters.proof.parity import HISTOGRAM_DECADES, Parity, compare, tolerance_for
+from converters.proof.report import POINTS, Cost, Report, render, sample_points, size_text, time_text
 
 PROFILE = {
     "seconds_by_rows": {"1": 0.001, "2": 0.0015},

@@ -7,8 +7,8 @@ import pytest
 
 from cluster.artifact import PARITY, SAMPLE
 from cluster.errors import ArtifactCorrupt, EngineFailed
-from converters.parity import TOLERANCES
-from converters.sample_answers import ANSWERS, check_answers, write_answers
+from converters.proof.parity import TOLERANCES
+from converters.proof.sample_answers import ANSWERS, check_answers, write_answers
 from converters.sealing import write_json
 from onnx_models import mlp_artifact
 

@@ -70,7 +70,7 @@ def test_a_target_is_what_no_source_is():
 
 def test_the_table_and_the_runtime_load_no_framework():
     code = (
-        "import sys, converters.table, converters.runtime, converters.onnx_runtime, cluster.cli.convert\n"
+        "import sys, converters.table, converters.runtime, converters.onnx.runtime, cluster.cli.convert\n"
         "print([name for name in ('torch', 'onnx', 'tensorflow', 'ray', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Case
 from converters.ranges import AxisRange
-from converters.tensorrt_engine import build_plan, profile_of, refuse_outside
+from converters.tensorrt.engine import build_plan, profile_of, refuse_outside
 
 IDS = TensorSpec("ids", "INT64", (ANY, ANY))
 

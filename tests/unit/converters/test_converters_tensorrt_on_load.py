@@ -9,10 +9,10 @@ from cluster.artifact import Artifact, Manifest, hash_files, write_manifest
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters import tensorrt_on_load
 from converters.cuda_device import CudaDevice
-from converters.tensorrt_on_load import key_of, opened_on_load, require
-from converters.tensorrt_recipe import EXTRA, Recipe
+from converters.tensorrt import on_load as tensorrt_on_load
+from converters.tensorrt.on_load import key_of, opened_on_load, require
+from converters.tensorrt.recipe import EXTRA, Recipe
 
 RECIPE = Recipe("fp16", 8, {"x": ([1, 4], [8, 4], [8, 4])})
 SIGNATURE = Signature((TensorSpec("x", "FP32", (ANY, 4)),), (TensorSpec("y", "FP32", (ANY, 2)),), True, 8)

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
-from converters.tensorrt_runtime import TensorRtRuntime, module_of, specs_of
+from converters.tensorrt.runtime import TensorRtRuntime, module_of, specs_of
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (ANY, 2)),), (TensorSpec("y", "FP32", (ANY, 2)),), batched=True, max_rows=4

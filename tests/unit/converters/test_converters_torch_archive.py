@@ -12,10 +12,10 @@ import zipfile
 import pytest
 
 from cluster.errors import ConversionFailed
-from converters import torch_archive
-from converters.torch_archive import reading
-from converters.torch_script_code import plain_class, unsafe
-from converters.torch_script_data import Refused, check_pickle
+from converters.torch import archive as torch_archive
+from converters.torch.archive import reading
+from converters.torch.script_code import plain_class, unsafe
+from converters.torch.script_data import Refused, check_pickle
 
 
 def write(path, members, packed=()):

@@ -12,12 +12,14 @@ from torch_models import frozen_script_artifact, script_artifact
 
 from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
-from converters import torch_choice, torch_compiled, torch_script_runtime
 from converters.candidate import Candidate, Options
 from converters.runtime import can_use_gpu, open_runtime
-from converters.torch_choice import check_mode, choose, with_choice
-from converters.torch_compiled import Sizes, own_folder
-from converters.torch_runtime import AUTO, OFF, ON, TorchRuntime, device_of, failure_of, wants_compiled
+from converters.torch import choice as torch_choice
+from converters.torch import compiled as torch_compiled
+from converters.torch import script_runtime as torch_script_runtime
+from converters.torch.choice import check_mode, choose, with_choice
+from converters.torch.compiled import Sizes, own_folder
+from converters.torch.runtime import AUTO, OFF, ON, TorchRuntime, device_of, failure_of, wants_compiled
 
 CPU = torch.device("cpu")
 

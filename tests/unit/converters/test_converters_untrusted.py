@@ -14,9 +14,12 @@ from onnx import TensorProto, helper
 
 from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
-from converters import onnx_file, samples, tensorflow_source, torch_script
+from converters import samples
 from converters.candidate import Options
-from converters.onnx_runtime import open_session
+from converters.onnx import file as onnx_file
+from converters.onnx.runtime import open_session
+from converters.tensorflow import source as tensorflow_source
+from converters.torch import script as torch_script
 from onnx_models import mlp_model, model_of
 
 
@@ -128,7 +131,7 @@ def test_pickles_among_the_data_are_never_read(tmp_path):
 
 
 def test_an_archive_of_the_oldest_kind_is_not_unpacked(tmp_path):
-    torch_source = pytest.importorskip("converters.torch_source")
+    torch_source = pytest.importorskip("converters.torch.source")
     with tarfile.open(tmp_path / "w.pth", "w") as made:
         for name in ("storages", "tensors", "pickle", "../../escaped"):
             info = tarfile.TarInfo(name)

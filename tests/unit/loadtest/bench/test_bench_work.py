@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.onnx_session import open_session as product_session
+from converters.onnx.session import open_session as product_session
 from loadtest.bench.work import EXAMPLES, WORKS, Prepared, open_session, prepare
 
 

@@ -1,0 +1,1 @@
+"""scikit-learn, XGBoost and LightGBM: sources and the way to ONNX."""

@@ -1,0 +1,1 @@
+"""ONNX files and the forms made of them, and ONNX Runtime with its providers."""

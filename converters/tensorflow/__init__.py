@@ -1,0 +1,1 @@
+"""TensorFlow, Keras and TFLite: sources, the ways from and to ONNX, and the runtimes."""
