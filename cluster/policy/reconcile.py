@@ -16,6 +16,8 @@ RETRY_MOST_S = 600.0
 LEAVE_AFTER_S = 3.0  # gateways stop sending to a version within a second; what they hold goes before it does
 SETTLED_AFTER_S = 1.0  # Serve needs a moment to say that it is working on what it was told
 LOST_AFTER_S = 10.0  # an application that was run and is not seen for so long is run again
+GIVE_UP_S = 5.0  # a version that was ready, has no replica and cannot start one for so long has FAILED
+_START_FAILED = "failed to start"  # what Serve says of a replica whose constructor raised
 
 
 # What `Applied.spec` may be besides a spec: no longer wanted and deleted soon; or, before the spec, not taken by Serve.
@@ -45,13 +47,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What the controller did for an application: which spec it ran when, and how often that has failed since."""
+    """What the controller did for an application: which spec it ran when, how often that has failed since, and since
+    when it has no replica because none can be started."""
 
     spec: str = ""
     at_s: float = 0.0
     failures: int = 0
     retry_at_s: float = 0.0
     reason: str = ""
+    barred_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +114,8 @@ def plan(
             failures = applied.failures if applied.spec in ("", want.spec, REFUSED + want.spec) else 0
             applied = Applied(want.spec, now_s, failures, 0.0, applied.reason)
         elif app is not None and app.status == "RUNNING" and applied.failures:
-            applied = Applied(want.spec, applied.at_s)
-        kept[name] = applied
+            applied = Applied(want.spec, applied.at_s, barred_s=applied.barred_s)
+        kept[name] = applied = replace(applied, barred_s=_barred_s(app, applied, now_s))
         statuses[name] = _status(want, app, applied, before.get(name), now_s)
     return Plan(tuple(run), tuple(delete), kept, statuses)
 
@@ -133,6 +137,12 @@ def after_failure(applied: Applied, reason: str, now_s: float) -> Applied:
     return Applied(applied.spec, applied.at_s, applied.failures + 1, now_s + wait_s, reason)
 
 
+def _barred_s(app: Seen | None, applied: Applied, now_s: float) -> float | None:
+    if app is None or app.running or not app.target or _START_FAILED not in app.message:
+        return None
+    return now_s if applied.barred_s is None else applied.barred_s
+
+
 def _status(
     want: Wanted, app: Seen | None, applied: Applied, before: VersionStatus | None, now_s: float
 ) -> VersionStatus:
@@ -151,6 +161,8 @@ def _status(
     elif app.status == "DEPLOY_FAILED":
         state = "DEGRADED" if running else "FAILED"
         reason = reason_of(app.message) or applied.reason
+    elif ready_once and applied.barred_s is not None and now_s - applied.barred_s >= GIVE_UP_S:
+        state, reason = "FAILED", reason_of(app.message)  # Serve goes on trying
     elif app.status == "UNHEALTHY":
         state, reason = "DEGRADED", reason_of(app.message)
     elif running:

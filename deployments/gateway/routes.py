@@ -64,8 +64,18 @@ class RoutingTable:
             self._disconnect(key[0], self._arms.pop(key))
 
     def know(self, statuses: Mapping[str, dict[str, VersionStatus]]) -> None:
-        """Keep what the controller reported last, for those who ask; nothing is routed by it."""
+        """Keep what the controller reported last, for those who ask; nothing is routed by it.
+
+        What waits for a version that FAILED is told why.
+        """
         self._statuses = dict(statuses)
+        for (model, version), arm in self._arms.items():
+            status = self.statuses(model).get(version)
+            failed = status is not None and status.state == "FAILED" and status.digest == arm.record.digest
+            if status is not None and failed and not arm.connected:
+                arm.give_up(
+                    ModelNotReady(f"{model}:{version} cannot be started: {status.reason or 'see prism status'}")
+                )
 
     def route(self, target: Target, key: str | None) -> VersionClient:
         """The arm that answers. Raises: ModelNotFound, ModelNotReady."""

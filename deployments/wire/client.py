@@ -146,6 +146,11 @@ class VersionClient:
                 link.start()
         self._schedule()
 
+    def give_up(self, error: ServingError) -> None:
+        """Answer what waits for a replica with `error`; what comes later waits again."""
+        self._pool.fail_waiting(error)
+        self._schedule()
+
     async def drain(self, timeout_s: float) -> bool:
         """Wait until nothing waits and nothing is in flight. Returns: whether that was so within `timeout_s`."""
         end_s = time.monotonic() + timeout_s

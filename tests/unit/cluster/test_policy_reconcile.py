@@ -1,4 +1,7 @@
+import pytest
+
 from cluster.policy.reconcile import (
+    GIVE_UP_S,
     LEAVE_AFTER_S,
     LOST_AFTER_S,
     RETRY_FIRST_S,
@@ -115,6 +118,25 @@ def test_a_version_that_was_ready_and_lost_its_replicas_is_degraded():
     ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, memory)
     lost = steps(WANT, {APP: Seen("RUNNING", 0, 1)}, ready.memory, before=ready.statuses)
     assert lost.statuses[APP].state == "DEGRADED" and lost.statuses[APP].ready_once
+
+
+@pytest.mark.parametrize("word", ["RUNNING", "UNHEALTHY"])
+def test_a_version_that_cannot_be_started_again_has_failed_once_that_lasts(word):
+    message = "A replica failed to start with exception. Retrying. Error:\nArtifactCorrupt: model.onnx: changed"
+    ready = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, {APP: Applied("spec-a")})
+    barred = {APP: Seen(word, 0, 1, message)}
+    first = steps(WANT, barred, ready.memory, 100.0, before=ready.statuses)
+    soon = steps(WANT, barred, first.memory, 99.0 + GIVE_UP_S, before=first.statuses)
+    assert first.statuses[APP].state == soon.statuses[APP].state == "DEGRADED"
+    late = steps(WANT, barred, soon.memory, 100.0 + GIVE_UP_S, before=soon.statuses)
+    assert late.statuses[APP].state == "FAILED" and late.statuses[APP].reason == "ArtifactCorrupt: model.onnx: changed"
+    assert late.run == late.delete == ()  # Serve itself goes on trying
+    back = steps(WANT, {APP: Seen("RUNNING", 1, 1)}, late.memory, 200.0, before=late.statuses)
+    assert back.statuses[APP].state == "READY"
+    again = steps(WANT, barred, back.memory, 300.0, before=back.statuses)
+    assert again.statuses[APP].state == "DEGRADED"
+    asleep = steps(WANT, {APP: Seen("RUNNING", 0, 0, message)}, late.memory, 300.0, before=late.statuses)
+    assert asleep.statuses[APP].state == "ASLEEP"
 
 
 def test_a_version_scaled_to_zero_sleeps():

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.documents import DeploySettings, ModelDocument, VersionRecord
+from cluster.documents import DeploySettings, ModelDocument, VersionRecord, VersionStatus
 from cluster.errors import ModelNotFound, ModelNotReady
 from cluster.names import Target
 from cluster.splits import TrafficSplit
@@ -20,6 +20,10 @@ def record(version, deploy=DeploySettings()):
 class Client:
     def __init__(self, model, made):
         self.model, self.record = model, made
+        self.connected, self.told = 0, []
+
+    def give_up(self, error):
+        self.told.append(error)
 
 
 class Bench:
@@ -69,6 +73,25 @@ def test_an_undeployed_version_is_disconnected_and_the_others_stay():
     bench.table.apply({"m": replace(TWO, versions={**TWO.versions, "1": record("1", None)}, labels={})})
     assert [c.record.version for c in bench.disconnected] == ["1"]
     assert list(bench.table.arms()) == [("m", "2")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "connected", "told"),
+    [
+        ({}, 0, ["m:2 cannot be started: model.onnx: changed"]),
+        ({}, 1, []),  # a replica answers all the same
+        ({"state": "DEGRADED"}, 0, []),  # another replica may be on its way
+        ({"digest": "e" * 64}, 0, []),  # that was another artifact
+    ],
+)
+def test_what_waits_for_a_version_that_failed_is_told_why(changed, connected, told):
+    bench = Bench()
+    bench.table.apply({"m": TWO})
+    client = bench.table.arm("m", "2")
+    client.connected = connected
+    failed = VersionStatus("2", "FAILED", "model.onnx: changed", ready_once=True, digest="d" * 64)
+    bench.table.know({"m": {"2": replace(failed, **changed)}})
+    assert [str(error) for error in client.told] == told and bench.table.arm("m", "1").told == []
 
 
 def test_a_change_of_scale_keeps_the_client_and_a_change_of_batch_size_replaces_it():

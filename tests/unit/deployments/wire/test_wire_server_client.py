@@ -455,6 +455,20 @@ async def test_close_refuses_what_waits_and_what_comes_but_answers_what_is_in_fl
     assert flying.right
 
 
+async def test_giving_up_answers_what_waits_and_what_comes_later_waits_for_a_replica(bench: Bench):
+    client = bench.client()
+    waiting = Asked(client, 1.0)
+    await until(lambda: bench.wanted)
+    client.give_up(ModelNotReady("m:1 cannot be started: no memory"))
+    await until(lambda: waiting.replies)
+    assert isinstance(waiting.error, ModelNotReady) and waiting.error.message == "m:1 cannot be started: no memory"
+    later = Asked(client, 2.0)
+    server = await bench.server(Doubling())
+    client.update({server.instance: server.addresses()})
+    await until(lambda: later.replies)
+    assert later.right
+
+
 async def test_the_replica_learns_the_gateways_backlog_with_each_micro_batch(bench: Bench):
     engine = Doubling(held=True)
     server = await bench.server(engine)
