@@ -19,7 +19,7 @@ class NodeReport:
     """One node. `gateway` is Serve's word for the gateway there, "" where there is none; `door_port` its HTTP port.
 
     `replicas` counts by "model:version". A node is DRAINED once it was asked to drain and runs nothing any more;
-    `reason` says why one that was asked to drain does not.
+    `reason` says why one that was asked to drain does not. `labels` are those that `prism deploy --on` selects by.
     """
 
     id: str
@@ -32,6 +32,7 @@ class NodeReport:
     replicas: dict[str, int] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from cluster.errors import InvalidRequest
 
 RAY_PREFIX = "ray.io/"
+ID_LABEL = RAY_PREFIX + "node-id"
 RAY_LABELS = (
     "accelerator-type",
     "availability-region",

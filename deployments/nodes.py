@@ -100,5 +100,5 @@ def _seen(node: dict[str, Any], replicas: dict[str, int], available: dict[str, f
         replicas=replicas,
         total=total,
         available={name: available.get(name, 0.0) for name in total} if available else total,
-        labels=labels,
+        labels={name: value for name, value in labels.items() if name not in (DOOR_LABEL, GATEWAY_LABEL)},
     )

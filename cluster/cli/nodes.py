@@ -14,9 +14,11 @@ from cluster.cli.session import connect
 from cluster.cli.traffic import columns
 from cluster.errors import InvalidRequest, OperatorError
 from cluster.nodes import ID_DIGITS, DrainRequest, NodeReport, NodeReports, NodeStore, find_node
+from cluster.selectors import ID_LABEL, shown
 
 STALE_S = 30.0  # the controller reports at least every 10 s
 _STEP_S = 0.5
+_HEAD = ("node", "name", "address", "state", "gateway", "CPUs", "GPUs", "memory GiB", "labels", "replicas")
 
 
 @click.command(epilog="Example: prism drain 10.0.0.7")
@@ -105,11 +107,12 @@ def nodes_text(facts: dict[str, Any], time_s: float) -> list[str]:
             _used(node, "CPU"),
             _used(node, "GPU"),
             _used(node, "memory", 1 << 30),
+            shown({name: value for name, value in node["labels"].items() if name != ID_LABEL}) or "-",
             ", ".join(f"{version} x{count}" for version, count in node["replicas"].items()) or "-",
         )
         for node in facts["nodes"]
     ]
-    lines = [columns(("node", "name", "address", "state", "gateway", "CPUs", "GPUs", "memory GiB", "replicas"), rows)]
+    lines = [columns(_HEAD, rows)]
     lines += [f"warning  {node['address']} {node['reason']}" for node in facts["nodes"] if node["reason"]]
     age_s = time_s - facts["at_s"]
     if age_s > STALE_S:

@@ -170,6 +170,7 @@ def node_reports(
             used={
                 name: round(total - node.available.get(name, total), 4) for name, total in sorted(node.total.items())
             },
+            labels=dict(sorted(node.labels.items())),
             reason=f"cannot be drained: {refusals[node.id].why}" if node.id in refusals else "",
         )
         for node in sorted(nodes.values(), key=lambda node: (not node.head, node.address, node.id))

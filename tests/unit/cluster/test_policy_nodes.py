@@ -167,7 +167,7 @@ def test_a_node_is_drained_only_once_neither_replica_nor_gateway_is_there():
 def test_reports_show_the_head_first_and_what_is_used():
     nodes = seen(
         node("b", total={"CPU": 4.0, "GPU": 1.0}, available={"CPU": 1.5, "GPU": 1.0}, replicas={"n:1": 1, "m:2": 1}),
-        node("a"),
+        node("a", labels={"zone": "z", "pool": "red"}),
         node("h", head=True),
     )
     reports = node_reports(nodes, {"b": "RUNNING"}, {"a": after_drain_refused(None, "busy", 0.0)})
@@ -175,4 +175,5 @@ def test_reports_show_the_head_first_and_what_is_used():
     last = reports[-1]
     assert (last.used, last.gateway) == ({"CPU": 2.5, "GPU": 0.0}, "RUNNING")
     assert list(last.replicas) == ["m:2", "n:1"]
+    assert list(reports[1].labels.items()) == [("pool", "red"), ("zone", "z")]
     assert [report.reason for report in reports] == ["", "cannot be drained: busy", ""]

@@ -33,6 +33,7 @@ def test_a_node_that_has_not_told_its_use_yet_counts_as_unused():
 def test_labels_say_whether_there_is_a_door_and_when_a_gateway_belongs_there():
     assert (seen().door_port, seen().idle_gateway) == (8000, True)
     assert seen({"Labels": {DOOR_LABEL: "1", GATEWAY_LABEL: WITH_REPLICAS}}).idle_gateway is False
+    assert seen({"Labels": {**RAY["Labels"], "pool": "red"}}).labels == {"pool": "red"}  # ours select nothing
     for labels in ({}, None, {DOOR_LABEL: "no port"}):
         assert seen({"Labels": labels}).door_port == 0
 

@@ -25,6 +25,7 @@ HEAD = NodeReport("aa" * 28, "10.0.0.1", "alpha", head=True, door_port=8000, gat
 WORKER = NodeReport(
     "bb" * 28, "10.0.0.2", "beta", door_port=8000, gateway="RUNNING", replicas={"m:1": 2},
     total={"CPU": 8.0, "GPU": 1.0, "memory": 8.0 * 2**30}, used={"CPU": 2.0, "GPU": 0.5, "memory": 700.0 * 2**20},
+    labels={"ray.io/node-id": "bb" * 28, "ray.io/accelerator-type": "A100", "pool": "red"},
 )  # fmt: skip
 EMPTY = replace(WORKER, state="DRAINED", gateway="", replicas={}, used={})
 
@@ -111,6 +112,8 @@ def test_status_shows_every_node_with_what_runs_there(session):
         and "m:1 x2" in text[0]
         and "0.5/1" in text[0]
         and "0.68/8" in text[0]
+        and " pool=red, accelerator-type=A100 " in text[0]
+        and "node-id" not in text[0]
         and "10.0.0.1 (head)" in text[0]
     )
 
