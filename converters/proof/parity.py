@@ -224,7 +224,10 @@ def _compare_floats(
     if sqnr < tolerance.min_sqnr_db:
         failures.append(f"signal to noise {sqnr:.1f} dB, at least {tolerance.min_sqnr_db:g} dB are needed")
     if top1 is not None and top1 < tolerance.min_top1:
-        failures.append(f"top class agrees in {top1:.1%} of rows, at least {tolerance.min_top1:.1%} must")
+        failures.append(
+            f"top class agrees in {top1:.1%} of rows, at least {tolerance.min_top1:.1%} must "
+            "(of an embedding, which has no classes, ask for --tolerance top1=0)"
+        )
     return OutputParity(
         name,
         int(e.size),

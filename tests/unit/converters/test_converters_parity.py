@@ -74,7 +74,7 @@ def test_int8_forgives_elements_but_not_the_top_class():
     assert compare("y", [e], [near], INT8).failures == ()
     result = compare("y", [e], [flipped], INT8)
     assert result.top1 == pytest.approx(0.8)
-    assert any("top class agrees in 80.0%" in text for text in result.failures)
+    assert any("top class agrees in 80.0%" in text and "top1=0" in text for text in result.failures)
 
 
 def test_noise_as_loud_as_the_signal_fails_int8():
