@@ -131,7 +131,7 @@ def settings_of(boot: Boot) -> Settings:
 
 
 def start_head(place: Home, settings: Settings, say: Callable[[str], None]) -> Boot:
-    """Bring a head up where nothing runs. Raises: OperatorError."""
+    """Bring a head up where nothing runs, with what the environment says. Raises: OperatorError, InvalidRequest."""
     _check_idle(place)
     check_local(settings.ray.node_ip)
     if place.join_file.exists() and not place.held_head():
@@ -139,13 +139,13 @@ def start_head(place: Home, settings: Settings, say: Callable[[str], None]) -> B
             f"home: {place} is a node of another cluster; add --join {place.join_file} to join it again, or remove "
             "that file to make a cluster of its own"
         )
-    return bring_up(place, settings, say)
+    return bring_up(place, with_environment(settings, os.environ), say)
 
 
 def _start(place: Home, settings: Settings, address: str | None, join: Path | None, say: Callable[[str], None]) -> Boot:
     """Bring a head up, or a node that joins one. Raises: OperatorError."""
     if not address and join is None:
-        return start_head(place, with_environment(settings, os.environ), say)
+        return start_head(place, settings, say)
     _check_idle(place)
     check_local(settings.ray.node_ip)
     if place.held_head():

@@ -10,14 +10,17 @@ from click.testing import CliRunner
 
 from cluster.artifacts_store import ArtifactStore
 from cluster.cli import nodes as nodes_module
+from cluster.cli import up as up_module
 from cluster.cli.main import cli
 from cluster.cli.nodes import node_facts, nodes_text
 from cluster.cli.session import Session
+from cluster.cli.up import start_head
 from cluster.errors import OperatorError, ServingError
 from cluster.home import Home, SupervisorState
 from cluster.join import JoinDocument
 from cluster.nodes import DrainRequest, NodeReport, NodeReports
 from cluster.procs import Identity
+from cluster.ray_storage import URL_VARIABLE
 from cluster.settings import Boot, GatewaySettings, HttpSettings, Settings
 from cluster.store.memory import MemoryStore
 
@@ -159,6 +162,14 @@ def test_a_head_that_only_this_machine_reaches_and_whose_store_is_elsewhere_is_a
     assert "does not answer" in up(home, "--join", str(tmp_path / "join.json"))
     home.head_file.touch()
     assert "holds a head's state" in up(home, "--join", str(tmp_path / "join.json"))
+
+
+def test_every_command_that_brings_a_head_up_reads_the_environment(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(up_module, "bring_up", lambda home, settings, say: given.append(settings))
+    monkeypatch.setenv(URL_VARIABLE, "redis://of-environment")
+    start_head(Home(tmp_path / "home"), Settings(), print)  # as prism up and prism serve do
+    assert given[0].ray.fault_tolerance_url == "redis://of-environment"
 
 
 @pytest.fixture
