@@ -98,6 +98,8 @@ async def send(port: int, requests: list[bytes], due_s: Times, connections: int 
     async def one(number: int) -> None:
         async with room:
             try:
+                while idle and idle[-1][0].at_eof():  # a server may close what was idle for long
+                    idle.pop()[1].close()
                 pair = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
                 pair[1].write(requests[number % len(requests)])
                 answer = AnswerReader()

@@ -1,8 +1,10 @@
+import asyncio
+
 import numpy as np
 from click.testing import CliRunner
 
 from loadtest.bench.contestants import CONTESTANTS
-from loadtest.scaling_live import MOST, SERVERS, autoscaled, judge, main, ray_replicas
+from loadtest.scaling_live import MOST, SERVERS, autoscaled, judge, main, ray_replicas, send
 
 DUE_S = np.arange(0.0, 60.0, 0.1)
 
@@ -55,3 +57,16 @@ def test_a_server_that_is_not_known_is_one_line_before_anything_is_started(tmp_p
     done = CliRunner().invoke(main, ["--servers", "prism,triton", "--work-dir", str(tmp_path / "work")])
     assert done.exit_code == 2 and "expected some of prism, ray-serve, got 'triton'" in done.output
     assert not (tmp_path / "work").exists()
+
+
+async def test_a_connection_that_the_server_closed_while_it_was_idle_fails_no_request():
+    async def answer_then_close(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            asyncio.get_running_loop().call_later(0.02, writer.close)
+
+    server = await asyncio.start_server(answer_then_close, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        latency_s = await send(port, [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"], np.array([0.0, 0.2]))
+    assert np.isfinite(latency_s).all()
