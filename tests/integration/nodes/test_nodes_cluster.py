@@ -24,6 +24,7 @@ from cluster.nodes import NodeReport
 from cluster.settings import BOOT_VARIABLE
 from cluster.store.redis import RedisStore
 from onnx_models import mlp_artifact
+from open_loop import OpenLoop
 from running import Prism, free_port
 from traffic import Traffic
 
@@ -130,6 +131,11 @@ def tcp_to(process: psutil.Process, ports: set[int]) -> int:
     )
 
 
+def nothing_failed(load: OpenLoop) -> None:
+    counts = load.counts
+    assert counts.failed == 0 and counts.answered > counts.dropped, counts  # a generator that is late drops some itself
+
+
 def answers_are_right(traffic: Traffic) -> None:
     assert not traffic.outcome.wrong
     assert not traffic.outcome.failed, traffic.outcome.bodies
@@ -180,10 +186,10 @@ def test_a_node_that_joins_is_used_and_has_a_gateway_only_while_it_has_replicas(
     answers_are_right(traffic)
 
 
-def test_a_node_that_dies_under_load_fails_no_request_of_another_gateway(cluster):
+def test_a_node_that_dies_under_load_fails_no_request_of_another_gateway(cluster, tmp_path):
     home = Home(cluster.nodes[THIRD].home)
     state = home.supervisor()
-    with cluster.traffic(HEAD) as traffic:
+    with OpenLoop(cluster.head, tmp_path / "load") as load, cluster.traffic(HEAD) as traffic:
         traffic.wait_for(100)
         for process in procs.find_marked(home.key, (procs.Identity(state.pid, state.started_s), *state.leaders)):
             process.kill()
@@ -192,6 +198,7 @@ def test_a_node_that_dies_under_load_fails_no_request_of_another_gateway(cluster
         cluster.head.cli("scale", "m:1", "--min", "3", "--max", "3")
         traffic.wait_for(50)
     answers_are_right(traffic)
+    nothing_failed(load)
 
 
 def test_when_the_head_dies_the_other_node_answers_and_all_is_rebuilt_from_the_store(cluster):
@@ -223,17 +230,18 @@ def test_when_the_head_dies_the_other_node_answers_and_all_is_rebuilt_from_the_s
     assert str(cluster.head.store.read("m").split) == "1=100"
 
 
-def test_a_drained_node_loses_no_request_and_takes_itself_down(cluster):
+def test_a_drained_node_loses_no_request_and_takes_itself_down(cluster, tmp_path):
     refused = cluster.head.cli("drain", HEAD, check=False)
     assert refused.returncode == 1 and "is the head" in refused.stderr
     cluster.head.cli("scale", "m:1", "--min", "2", "--max", "2")
     cluster.head.until(lambda: sum(cluster.replicas().values()) == 2)
-    with cluster.traffic(HEAD) as traffic:
+    with OpenLoop(cluster.head, tmp_path / "load") as load, cluster.traffic(HEAD) as traffic:
         traffic.wait_for(50)
         assert cluster.head.json("drain", WORKER)["state"] == "DRAINED"
         cluster.head.until(lambda: cluster.replicas().get(HEAD) == 2)
         traffic.wait_for(50)
     answers_are_right(traffic)
+    nothing_failed(load)
     home = Home(cluster.nodes[WORKER].home)
     cluster.head.until(lambda: home.running() is None and not procs.find_marked(home.key), 30)
     cluster.head.until(lambda: set(cluster.reports()) == {HEAD})
