@@ -28,7 +28,7 @@ from typing import IO, Any
 from cluster.errors import ConversionFailed, error_from_wire
 from converters.candidate import Options, Say
 from converters.formats import Format
-from converters.isolated import ending
+from converters.isolated import ending, environment
 
 TAIL_BYTES = 16 << 10  # of what a process printed
 DRAIN_S = 5.0
@@ -85,10 +85,10 @@ def make_apart(
 
 def _asked(request: dict[str, Any], say: Say, timeout_s: float | None) -> dict[str, Any] | Death:
     """The reply to one request, or how the process died. Raises: the error in the reply; ConversionFailed if late."""
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prism-", ignore_cleanup_errors=True) as folder:
         request_file, result_file = Path(folder, "request.json"), Path(folder, "result.json")
         hears, tells = os.pipe()
-        request_file.write_text(json.dumps({**request, "progress": tells}))
+        request_file.write_text(json.dumps({**request, "progress": tells, "temporary": folder}))
         # A session of its own: what it starts ends with it, and Ctrl-C comes to this process only, which ends it.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "converters.worker", str(request_file), str(result_file)],
@@ -97,6 +97,7 @@ def _asked(request: dict[str, Any], say: Say, timeout_s: float | None) -> dict[s
             stderr=subprocess.STDOUT,
             pass_fds=(tells,),
             start_new_session=True,
+            env=environment(folder),
         )
         os.close(tells)
         listener = _Listener(say, os.fdopen(hears, encoding="utf-8"), process.stdout)

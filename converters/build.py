@@ -108,6 +108,8 @@ def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:
 @contextmanager
 def workplace(out: Path) -> Iterator[Path]:
     """A folder beside `out` while the context lasts, for what gets its name only when all is well."""
+    if out.name in ("", ".."):
+        raise InvalidRequest(f"out: expected the name of a folder to be made, got {str(out)!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidRequest(f"out: {out} exists already")
     try:
@@ -116,14 +118,14 @@ def workplace(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OperatorError(f"out: cannot write to {out.parent} ({error.strerror})") from None
     try:
-        with _ended_in_order():
+        with ended_in_order():
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def ended_in_order() -> Iterator[None]:
     """SIGTERM and SIGHUP end this process as Ctrl-C does, with everything tidied up, unless it has another mind."""
 
     def end(number: int, frame: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from cluster.tensors import TensorSpec
 from converters.layers import Layers
 from converters.runtime import Arrays, Specs
 
+LASTING = "PRISM_LASTING_TMPDIR"  # where temporary files are that a process here is to leave behind
+
 TIMEOUT_S = 900.0
 LAST_LINES, LINE_CHARACTERS = 3, 300
 
@@ -29,13 +32,13 @@ def run_task(
 
     Raises: ConversionFailed if the process dies or takes too long, and whatever serving error the task raised.
     """
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prism-", ignore_cleanup_errors=True) as folder:
         request_file, result_file = Path(folder, "request.json"), Path(folder, "result.json")
         request_file.write_text(json.dumps({**request, "trusted": trusted}))
         # -P: a file in the current directory must not stand in for a module.
         command = [sys.executable, "-P", "-m", "converters.worker", str(request_file), str(result_file)]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+            done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, env=environment(folder))
         except subprocess.TimeoutExpired:
             raise ConversionFailed(f"{doing}: no result after {timeout_s:.0f} s") from None
         if done.returncode != 0 or not result_file.is_file():
@@ -46,6 +49,16 @@ def run_task(
         raise ConversionFailed(error.message) if isinstance(error, EngineFailed) else error
     result: dict[str, Any] = reply["ok"]
     return result
+
+
+def environment(folder: str) -> dict[str, str]:
+    """Of a process whose temporary files lie in `folder`: one that is killed removes none itself."""
+    return {**os.environ, LASTING: str(lasting()), "TMPDIR": folder}
+
+
+def lasting() -> Path:
+    """The folder of temporary files that outlive this process."""
+    return Path(os.environ.get(LASTING, tempfile.gettempdir()))
 
 
 def ending(code: int, printed: bytes) -> str:

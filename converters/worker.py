@@ -98,7 +98,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Make targets in the request's work folder, telling what is done next; see `converters.build.make`."""
     from converters.build import make
 
-    _end_with_parent(Path(request["work"]))
+    _end_with_parent(request["work"], request["temporary"])
     os.set_inheritable(request["progress"], False)
     with os.fdopen(request["progress"], "w", encoding="utf-8", buffering=1) as channel:
 
@@ -117,8 +117,9 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     return {"failures": failures}
 
 
-def _end_with_parent(work: Path) -> None:
-    """End this process, and what it started and wrote, when the one that asked dies: standard input is closed then."""
+def _end_with_parent(*folders: str) -> None:
+    """End this process, what it started and the folders it writes to, when the one that asked dies: standard input is
+    closed then."""
     life = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)  # what is started here, or asks for input, must not hold or read it
@@ -127,7 +128,8 @@ def _end_with_parent(work: Path) -> None:
     def watch() -> None:
         while os.read(life, 1):
             pass
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

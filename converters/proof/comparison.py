@@ -12,8 +12,8 @@ import numpy as np
 
 from cluster.artifact import MANIFEST, SAMPLE, Artifact
 from cluster.errors import ConversionFailed, InvalidRequest
-from cluster.tensors import Signature, TensorSpec
-from converters.build import convert
+from cluster.tensors import ANY, Signature, TensorSpec
+from converters.build import convert, ended_in_order
 from converters.candidate import Case, Options, Say
 from converters.formats import Format, source_format
 from converters.isolated import run_cases
@@ -61,7 +61,7 @@ def compare_artifacts(first: Path, second: Path, options: Options, say: Say) -> 
         InvalidRequest: They do not take the same inputs, or the data does not fit.
         ConversionFailed: One of them cannot be made an artifact or fails on a call, or they have no output in common.
     """
-    with tempfile.TemporaryDirectory(prefix="prism-") as scratch:
+    with ended_in_order(), tempfile.TemporaryDirectory(prefix="prism-") as scratch:
         known = options.sample or next((path / SAMPLE for path in (first, second) if is_artifact(path)), None)
         a = _artifact(first, Path(scratch, "a"), replace(options, sample=known), say)
         b = _artifact(second, Path(scratch, "b"), replace(options, sample=known or a.path / SAMPLE), say)
@@ -112,10 +112,10 @@ def _sample_for(a: Artifact, b: Artifact, place: Path) -> Path:
 def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options, say: Say) -> Comparison:
     ours, theirs = a.manifest.signature, b.manifest.signature
     order = matched(ours, theirs)
-    cases = _cases(a, ours, _renamed(theirs, order), options)
+    cases = _cases(ours, theirs, order, options)
     say(f"comparing {len(cases)} calls")
-    expected = _answers(a, cases, ours.inputs, options)
-    got = _answers(b, cases, [ours.inputs[order.index(i)] for i in range(len(order))], options)
+    expected = _answers(names[0], a, cases, ours.inputs, options)
+    got = _answers(names[1], b, cases, [ours.inputs[order.index(i)] for i in range(len(order))], options)
     columns = _outputs(ours, theirs)
     precision = min(
         (a.manifest.precision, b.manifest.precision),
@@ -170,29 +170,28 @@ def _brief(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in specs)
 
 
-def _renamed(theirs: Signature, order: Sequence[int]) -> Sequence[TensorSpec]:
-    return [theirs.inputs[i] for i in order]
-
-
-def _cases(a: Artifact, ours: Signature, theirs: Sequence[TensorSpec], options: Options) -> tuple[Case, ...]:
-    batched = ours.batched and all(spec.shape[:1] == (-1,) for spec in theirs)
-    # The stricter shape of both decides how data is cut: a size that one of them fixes is fixed.
+def _cases(ours: Signature, theirs: Signature, order: Sequence[int], options: Options) -> tuple[Case, ...]:
+    inputs = [theirs.inputs[i] for i in order]
+    batched = ours.batched and all(spec.shape[:1] == (ANY,) for spec in inputs)
+    # The stricter of both decides how data is cut: a size that one of them fixes is fixed, and so are the most rows.
     specs = [
         TensorSpec(x.name, x.dtype, tuple(max(d, e) for d, e in zip(x.shape, y.shape, strict=True)))
-        for x, y in zip(ours.inputs, theirs, strict=True)
+        for x, y in zip(ours.inputs, inputs, strict=True)
     ]
-    used = replace(options, max_rows=ours.max_rows if batched else 1)
-    return cases_for(specs, used, batched)
+    most = min(side.max_rows for side in (ours, theirs) if side.batched) if batched else 1
+    return cases_for(specs, replace(options, max_rows=most), batched)
 
 
-def _answers(artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec], options: Options) -> list[Arrays]:
+def _answers(
+    name: str, artifact: Artifact, cases: Sequence[Case], inputs: Sequence[TensorSpec], options: Options
+) -> list[Arrays]:
     calls = [tuple(case.inputs[spec.name] for spec in inputs) for case in cases]
     found: list[Arrays] = []
     for case, answer in zip(
         cases, run_cases(artifact.path, calls, options.threads, options.device, options.trust_pickle), strict=True
     ):
         if isinstance(answer, str):
-            raise ConversionFailed(f"{artifact.path} fails on {case.rows} rows of {case.origin} data: {answer}")
+            raise ConversionFailed(f"{name} fails on {case.rows} rows of {case.origin} data: {answer}")
         found.append(answer)
     return found
 

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from cluster.artifact import sha256_of
 from cluster.derived import DerivedFiles
 from cluster.errors import ConversionFailed, EngineFailed, ServingError
-from converters.isolated import run_task
+from converters.isolated import lasting, run_task
 from converters.onnx.failures import brief
 from converters.proof.profile import cpu_model
 from converters.torch.runtime import Call
@@ -139,7 +139,7 @@ def own_store() -> DerivedFiles:
 
     Raises: EngineFailed if somebody else could write to it: compiled code is loaded from there.
     """
-    root = own_folder(Path(tempfile.gettempdir()) / f"prism-compiled-{os.getuid()}")
+    root = own_folder(lasting() / f"prism-compiled-{os.getuid()}")
     for old in root.glob("derived/*"):
         if time.time() - old.stat().st_mtime > KEPT_S:
             shutil.rmtree(old, ignore_errors=True)

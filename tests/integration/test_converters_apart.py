@@ -17,7 +17,7 @@ from converters.build import convert, convert_what_works
 from converters.candidate import Options
 from converters.formats import Format
 from converters.layers import layers_of
-from onnx_models import mlp_model
+from onnx_models import mlp_artifact, mlp_model
 
 APART = Options(profile_s=0.05, max_rows=4, apart=True)
 
@@ -33,7 +33,7 @@ class Hook:
 sys.meta_path.insert(0, Hook())
 """
 DIES = "print('its last words', file=sys.stderr); os.kill(os.getpid(), signal.SIGSEGV)"
-HANGS = "open({file!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+HANGS = "import tempfile; tempfile.mkdtemp(); open({file!r}, 'w').write(str(os.getpid())); time.sleep(600)"
 
 
 @pytest.fixture
@@ -49,7 +49,16 @@ def strike(tmp_path, monkeypatch, module, what):
 
 
 def left(tmp_path):
-    return sorted(path.name for path in tmp_path.iterdir() if path.name not in ("hook", "pid"))
+    return sorted(path.name for path in tmp_path.iterdir() if path.name not in ("hook", "pid", "temporary"))
+
+
+def started(tmp_path, *arguments):
+    """A command that hangs where it was struck, with temporary files of its own, and the process that hangs."""
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-c", "from cluster.cli.main import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    return running, int(awaited(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()))
 
 
 def test_what_happens_and_what_fails_is_told_as_if_it_were_here(model, tmp_path):
@@ -104,12 +113,21 @@ def test_a_conversion_that_takes_too_long_is_ended(model, tmp_path, monkeypatch)
 )
 def test_the_process_ends_with_the_command_and_leaves_nothing(model, tmp_path, monkeypatch, number, code):
     strike(tmp_path, monkeypatch, "converters.onnx.file", HANGS.format(file=str(tmp_path / "pid")))
-    command = [sys.executable, "-c", "from cluster.cli.main import main; main()", "convert", str(model)]
-    running = subprocess.Popen([*command, "-o", str(tmp_path / "out")], stderr=subprocess.DEVNULL)
-    child = int(awaited(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()))
+    running, child = started(tmp_path, "convert", model, "-o", tmp_path / "out")
     running.send_signal(number)
     assert running.wait(60) == code
     awaited(lambda: not alive(child) and left(tmp_path) == ["m.onnx"])
+    awaited(lambda: not any((tmp_path / "temporary").iterdir()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_comparison_that_is_ended_leaves_nothing(tmp_path, monkeypatch, number):
+    artifact = mlp_artifact(tmp_path / "a").path
+    strike(tmp_path, monkeypatch, "onnxruntime", HANGS.format(file=str(tmp_path / "pid")))
+    running, child = started(tmp_path, "compare", artifact, artifact)
+    running.send_signal(number)
+    assert running.wait(60) == 128 + number
+    assert not alive(child) and left(tmp_path) == ["a"] and not any((tmp_path / "temporary").iterdir())
 
 
 def awaited(found):

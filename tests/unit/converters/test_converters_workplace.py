@@ -1,0 +1,14 @@
+"""Where artifacts are made before they get their names."""
+
+import pytest
+
+from cluster.errors import InvalidRequest
+from converters.build import workplace
+
+
+@pytest.mark.parametrize("out", [".", "..", "made/.."])
+def test_a_place_that_cannot_be_renamed_to_is_refused_before_anything_is_converted(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="name of a folder"), workplace(type(tmp_path)(out)):
+        pass
+    assert not any(tmp_path.iterdir())
