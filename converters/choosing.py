@@ -50,7 +50,7 @@ def _unsuited(target: Format, found: Situation) -> str:
 
 def _out_of_reach(source: Format, target: Format) -> str:
     try:
-        way(source, target)
+        way(source, target, built_here=True)  # what is not built here cannot be measured here
     except ConversionFailed as error:
         return error.message
     return ""

@@ -102,8 +102,8 @@ def optimize(
         made, failed = convert_what_works(source, work / "made", choice.tried, options, say)
         if not made:
             raise ConversionFailed(f"nothing could be converted: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
-        profiles = _profiles(made, counts, options, say)
-        failed |= {name: "it cannot be run here, so it was not measured" for name in made if name not in profiles}
+        profiles, unmeasured = _profiles(made, counts, options, say)
+        failed |= unmeasured
         say("simulating")
         results = simulate(made, profiles, objective, options.device)
         best = choose(results)
@@ -171,23 +171,30 @@ def _thread_counts() -> tuple[int, ...]:
 
 def _profiles(
     made: Mapping[str, Artifact], counts: Sequence[int], options: Options, say: Say
-) -> dict[str, dict[int, dict[str, Any]]]:
-    """What each target costs with each number of threads.
+) -> tuple[dict[str, dict[int, dict[str, Any]]], dict[str, str]]:
+    """What each target costs with each number of threads, and why others could not be measured.
 
     Measured in rounds, so that other work on the machine that comes and goes does not decide between targets.
     """
     measured: dict[str, dict[int, dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
     for name, artifact in made.items():
         known = artifact.profile()["devices"]
-        if known:  # an engine that cannot run here has none
+        if known:
             measured[name] = {counts[0]: next(iter(known.values()))}
+        else:
+            failed[name] = "it cannot be run here, so it was not measured"
     for i in range(1, ROUNDS):
-        for name, found in measured.items():
+        for name, found in list(measured.items()):
             say(f"{name}: measuring again, round {i + 1} of {ROUNDS}")
-            for count in counts:
-                profile = profiled(made[name].path, replace(options, threads=count))
-                found[count] = merge(found[count], profile) if count in found else profile
-    return measured
+            try:
+                for count in counts:
+                    profile = profiled(made[name].path, replace(options, threads=count))
+                    found[count] = merge(found[count], profile) if count in found else profile
+            except ConversionFailed as error:
+                failed[name] = error.message
+                del measured[name]
+    return measured, failed
 
 
 def _quality(artifact: Artifact) -> dict[str, Any]:

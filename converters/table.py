@@ -249,13 +249,14 @@ def target_format(name: str) -> Format:
     raise InvalidRequest(f"to: expected some of {', '.join(targets())}, got {name!r}")
 
 
-def way(source: Format, target: Format) -> tuple[Route, ...]:
+def way(source: Format, target: Format, built_here: bool = False) -> tuple[Route, ...]:
     """The shortest chain of steps from `source` to `target`.
 
-    Raises: ConversionFailed if there is none, or if a step of it needs a module that is not installed.
+    Raises: ConversionFailed if there is none, or if a step of it needs a module that is not installed; with
+        `built_here`, also one that the machine which serves could build with.
     """
     steps = shortest(source, target)
-    missing = sorted({name for step in steps for name in step.missing})
+    missing = sorted({m for step in steps for m in (*step.missing, *(step.missing_builders if built_here else ()))})
     if missing:
         extras = sorted({EXTRA_OF[name] for name in missing if name in EXTRA_OF})
         hint = f" (pip install 'prism-serving[{','.join(extras)}]')" if extras else ""

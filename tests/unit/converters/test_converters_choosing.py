@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from converters import choosing
+from converters import table
 from converters.candidate import Options
 from converters.choosing import choose_targets
 from converters.formats import Format
 from converters.layers import Layers
-from converters.table import ROUTES, shortest, targets
+from converters.table import ROUTES, targets
 
 CNN, TRANSFORMER, TREES = Layers(50, 1), Layers(0, 40), Layers(0, 0)
 CPU, CALIBRATED = Options(), Options(calibrate=Path("rows.npz"))
@@ -18,7 +18,7 @@ GPU = Options(device="gpu", calibrate=Path("rows.npz"))
 
 @pytest.fixture(autouse=True)
 def everything_is_installed(monkeypatch):
-    monkeypatch.setattr(choosing, "way", shortest)
+    monkeypatch.setattr(table, "_installed", lambda module: True)
 
 
 def tried(source, layers, options):
@@ -64,12 +64,7 @@ def test_the_reasons_name_what_would_help():
 
 
 def test_what_is_not_installed_is_left_out_with_the_extra_that_brings_it(monkeypatch):
-    def lacking(source, target):
-        steps = shortest(source, target)
-        if target.value.startswith("tensorrt"):
-            raise choosing.ConversionFailed(f"{target} needs tensorrt")
-        return steps
-
-    monkeypatch.setattr(choosing, "way", lacking)
+    monkeypatch.setattr(table, "_installed", lambda module: module != "tensorrt")
     found = choose_targets(Format.ONNX_FILE, CNN, GPU)
-    assert found.left_out["tensorrt"] == "tensorrt needs tensorrt" and "fp16" in found.tried
+    assert "prism-serving[tensorrt]" in found.left_out["tensorrt"] and "fp16" in found.tried
+    assert "tensorrt-rtx" in found.tried
