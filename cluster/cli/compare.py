@@ -33,6 +33,13 @@ Examples:
 @click.option("--factory", metavar="MODULE:CALLABLE", help="As in `prism convert`, for weights of PyTorch.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE:SHAPE", help="As in `prism convert`.")
 @click.option("--trust-pickle", is_flag=True, help="As in `prism convert`: load files that can run code.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Give up when loading and checking a model that is no artifact takes longer.",
+)
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with plots here.")
 @json_option
 def compare(
@@ -48,6 +55,7 @@ def compare(
     factory: str | None,
     inputs: tuple[str, ...],
     trust_pickle: bool,
+    timeout_s: float | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +81,7 @@ def compare(
         inputs=inputs,
         trust_pickle=trust_pickle,
         apart=True,
+        timeout_s=timeout_s,
     )
     found = compare_artifacts(first, second, options, silent)
     if report is not None:

@@ -154,7 +154,7 @@ def convert(
 
     SOURCE is weights (.safetensors, .pth, .pt) with a --factory, a .pt2 of torch.export, an .onnx file, or another
     kind that --list shows. Several targets fan out from the ONNX form: an engine cannot be converted further, so
-    `--to tensorrt-int8,tensorflow,tflite` makes all three in one command.
+    `--to tensorrt-int8,tensorflow,tflite --calibrate rows.npz` makes all three in one command.
     """
     if list_routes:
         _print_routes(as_json)
@@ -255,15 +255,17 @@ def target_of(artifact: Artifact) -> str:
 
 
 def _costs(artifact: Artifact) -> str:
+    from converters.sealing import model_bytes
+
     device = next(iter(artifact.profile()["devices"].values()), None)
+    size = model_bytes(artifact.path) / 1e6
     if device is None:
-        size = artifact.model_path.stat().st_size / 1e6
         return f"{artifact.path}: {target_of(artifact)}, {size:.1f} MB, not measured, digest {artifact.digest[:12]}"
     seconds = device["seconds_by_rows"]
     first, best = float(seconds["1"]), device["best_rows"]
     per_row = float(seconds.get(str(best), first)) / best
     return (
-        f"{artifact.path}: {target_of(artifact)}, {artifact.model_path.stat().st_size / 1e6:.1f} MB, "
+        f"{artifact.path}: {target_of(artifact)}, {size:.1f} MB, "
         f"1 row {first * 1e3:.3g} ms, best batch {best} rows ({per_row * 1e3:.3g} ms a row, one thread), "
         f"cold load {device['load_s']:.2g} s, {device['rss_bytes'] / 1e6:.0f} MB, "
         f"digest {artifact.digest[:12]}"

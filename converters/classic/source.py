@@ -5,6 +5,7 @@ XGBoost's JSON and UBJ, LightGBM's text and skops files hold no code. A pickle d
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,6 @@ def _xgboost(path: Path) -> Any:
 
 def booster_objective(booster: Any) -> str:
     """What an XGBoost model was trained for, such as `binary:logistic`."""
-    import json
-
     return str(json.loads(booster.save_config())["learner"]["objective"]["name"])
 
 

@@ -31,7 +31,7 @@ from skl2onnx.common.shape_calculator import (
 from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Candidate, Case, Options, Say
-from converters.classic.source import load
+from converters.classic.source import PICKLES, load
 from converters.formats import Format
 from converters.onnx.failures import brief
 from converters.onnx.file import MODEL_FILE, check, save
@@ -114,8 +114,6 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
 
 def _trusted(path: Path, options: Options) -> tuple[str, ...]:
-    from converters.classic.source import PICKLES
-
     return ("the source was a pickle, loaded because it was trusted",) if path.suffix.lower() in PICKLES else ()
 
 

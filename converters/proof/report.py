@@ -194,7 +194,8 @@ def _costs(costs: Sequence[Cost]) -> str:
     own = costs[0].profile
     where = ""
     if "cpu_model" in own:
-        where = f'<p class="why">Measured on {escape(own["cpu_model"])}, {own["threads"]} thread(s) a call.</p>'
+        models = " and ".join(own[name] for name in ("gpu_model", "cpu_model") if own.get(name))
+        where = f'<p class="why">Measured on {escape(models)}, {own["threads"]} thread(s) a call.</p>'
     return f'<h2>Costs</h2><div class="pair">{"".join(_card(c) for c in cards)}</div>{where}'
 
 

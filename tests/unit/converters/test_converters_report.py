@@ -47,6 +47,13 @@ def test_every_plot_is_well_formed():
         ElementTree.fromstring(svg)
 
 
+def test_a_page_says_which_device_was_measured():
+    ones = parity(np.ones((3, 4)), np.ones((3, 4)))
+    assert "Measured on A CPU, 1 thread" in page(ones)
+    on_gpu = (Cost("engine", 1000, {**PROFILE, "gpu_model": "NVIDIA L4"}),)
+    assert "Measured on NVIDIA L4 and A CPU, 1 thread" in page(ones, costs=on_gpu)
+
+
 def test_a_line_of_another_model_is_named_and_has_its_own_colour():
     alone = page(parity(np.ones((3, 4)), np.ones((3, 4))))
     assert 'class="legend"' not in alone

@@ -5,8 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cluster.cli.convert import convert, read_labels
+from cluster.artifact import PROFILE
+from cluster.cli.convert import _costs, convert, read_labels
 from cluster.errors import InvalidRequest
+from onnx_models import mlp_artifact
 
 
 def test_labels_are_a_list_or_a_table_in_json_or_one_a_line(tmp_path):
@@ -38,3 +40,11 @@ def test_help_shows_an_example_and_the_list_needs_no_source():
 def test_a_source_and_a_place_for_the_result_are_required():
     assert CliRunner().invoke(convert, []).exit_code == 2
     assert CliRunner().invoke(convert, ["m.onnx"]).exit_code == 2
+
+
+def test_the_size_that_is_printed_is_that_of_all_of_a_models_files(tmp_path):
+    artifact = mlp_artifact(tmp_path)
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "weights").write_bytes(bytes(3_000_000))
+    (tmp_path / PROFILE).write_text('{"devices": {}}')
+    assert "3.0 MB" in _costs(artifact)
