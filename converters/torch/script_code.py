@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# A dot that no name follows belongs to a number, which may end a line: the next line's first name is no member of it.
 _TOKEN = re.compile(
-    r'[ \n]+|(?P<word>[A-Za-z_]\w*|\d+|(?<![\w"])"(?:[^"\\\n]|\\[^\n])*"|[!$%&()*+,\-./:;<=>?@\[\]^{|}~])', re.ASCII
+    r"[ \n]+|\.(?![A-Za-z_])"
+    r'|(?P<word>[A-Za-z_]\w*|\d+|(?<![\w"])"(?:[^"\\\n]|\\[^\n])*"|[!$%&()*+,\-./:;<=>?@\[\]^{|}~])',
+    re.ASCII,
 )
 
 # Files, other processes, other programs; what cannot be named cannot be called.
@@ -31,7 +34,7 @@ def unsafe(code: str) -> str | None:
     if tokens is None:
         return "text that torch does not write"
     for i, word in enumerate(tokens):
-        if _reaches(word):
+        if reaches_out(word):
             return repr(word)
         member = i > 0 and tokens[i - 1] == "."
         if word == "getattr" and not member:
@@ -61,7 +64,8 @@ def _tokens(code: str) -> list[str] | None:
     return tokens if at == len(code) else None
 
 
-def _reaches(word: str) -> bool:
+def reaches_out(word: str) -> bool:
+    """Whether an operator or method of this name has to do with files or other processes."""
     return word in _REACHES_OUT or word.startswith(_REACHING_PREFIXES)
 
 
@@ -92,13 +96,16 @@ def _unsafe_chain(names: Sequence[str]) -> str | None:
 
 def _unsafe_getattr(tokens: Sequence[str], at: int) -> str | None:
     """`getattr(value, "0")` is how torch writes attributes whose names are no identifiers."""
-    depth, text = 0, None
-    for i in range(at, len(tokens)):
-        depth += (tokens[i] in "([{") - (tokens[i] in ")]}")
+    depth, end, commas = 0, at, []
+    for end in range(at, len(tokens)):
+        depth += (tokens[end] in "([{") - (tokens[end] in ")]}")
         if depth == 0:
             break
-        if depth == 1 and tokens[i - 1] == "," and tokens[i].startswith('"'):
-            text = tokens[i][1:-1]
-    if text is None or "\\" in text or _reaches(text) or tokens[at + 1] in _ROOTS or text in _ROOTS:
+        if depth == 1 and tokens[end] == ",":
+            commas.append(end)
+    # Exactly one string: torch puts those that stand side by side together.
+    plain = commas == [end - 2] and tokens[end - 1].startswith('"')
+    text = tokens[end - 1][1:-1] if plain else None
+    if text is None or "\\" in text or reaches_out(text) or tokens[at + 1] in _ROOTS or text in _ROOTS:
         return f"getattr of {text!r}"
     return None

@@ -67,6 +67,15 @@ class _Tensor(_Fixed):
         self.size = size
 
 
+class _Element(_Fixed):
+    """Stands in for what a storage is made of. torch's reader has numbers in its place, which a pickle may hold too."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+
+
 class _Function(_Fixed):
     """Stands in for a function: `run` checks its arguments."""
 
@@ -90,7 +99,7 @@ class _Reader(pickle._Unpickler):
         if plain_class(f"{module}.{name}"):
             return _Value
         if module == "torch" and name.removesuffix("Storage") in _STORAGE_BYTES:
-            return _STORAGE_BYTES[name.removesuffix("Storage")]
+            return _Element(_STORAGE_BYTES[name.removesuffix("Storage")])
         if module == "torch" and name in _SCHEMES:
             return name
         found = _CALLABLE.get((module, name))
@@ -99,10 +108,12 @@ class _Reader(pickle._Unpickler):
         return found
 
     def persistent_load(self, pid: Any) -> _Tensor:
-        kind, element_bytes, key, _, count = pid
+        kind, element, key, _, count = pid
+        if kind != "storage" or not isinstance(element, _Element) or type(count) is not int:
+            raise Refused("a tensor of no plain storage")
         held = self._records.get(key, 0)
-        if kind != "storage" or not 0 <= count * element_bytes <= held:
-            raise Refused(f"a tensor of {count} elements of {element_bytes} bytes over {held} bytes")
+        if not 0 <= count * element.size_bytes <= held:
+            raise Refused(f"a tensor of {count} elements of {element.size_bytes} bytes over {held} bytes")
         return _Tensor(count)
 
 

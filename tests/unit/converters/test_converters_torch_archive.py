@@ -78,6 +78,7 @@ PLAIN = """class Net(Module):
   ops : int
   def forward(self: __torch__.Net,
     x: Tensor) -> Tuple[Tensor, str]:
+    scale = 1.
     body = self.body
     _0 = getattr(body, "0")
     _1 = (_0).forward(torch.add(x, CONSTANTS.c0, alpha=1e-05), )
@@ -117,6 +118,11 @@ def test_what_torch_writes_is_plain():
         "x = \\\n ops",
         "x = \u00e9",
         "x = 1ops",
+        "x = 1.\n    ops.evil.run(x)",
+        "x = 0x1.\n    __torch__.torch.classes.dist_c10d.FileStore()",
+        'x = 1.\n    getattr(ops, "evil")',
+        'getattr((torch.autograd), "from_" "file")("y")',
+        'getattr(x, "from_file", "0")',
     ],
 )
 def test_what_reaches_out_is_found_however_it_is_written(code):
@@ -134,8 +140,8 @@ def pickled(*parts):
     return b"\x80\x02" + b"".join(parts) + b"."
 
 
-def storage(count):
-    return b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + count + b"tQ"
+def storage(count, element=b"ctorch\nFloatStorage\n"):
+    return b"(X\x07\x00\x00\x00storage" + element + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + count + b"tQ"
 
 
 def tensor(count, sizes=b"K\x02\x85", strides=b"K\x01\x85"):
@@ -161,6 +167,8 @@ def test_plain_data_passes():
         (pickled(b"c__torch__.torch.classes.dist_c10d\nFileStore\n)\x81}b"), "FileStore"),
         (pickled(b"ctorch._utils\n_rebuild_sparse_tensor\n)R"), "sparse"),
         (pickled(tensor(b"M\x00\x10")), "4096 elements"),
+        (pickled(storage(b"M\x00\x10", element=b"K\x00")), "no plain storage"),
+        (pickled(storage(b"G" + b"\0" * 8)), "no plain storage"),
         (pickled(tensor(b"K\x02", sizes=b"K\x09\x85")), "larger than its storage"),
         (pickled(tensor(b"K\x02", strides=b"J\xff\xff\xff\xff\x85")), "no plain storage"),
         (pickled(tensor(b"K\x02"), b"}(X\x04\x00\x00\x00sizeM\x00\x10ub"), "a state"),
