@@ -23,6 +23,7 @@ import torch
 from cluster.errors import ConversionFailed
 from converters.onnx.failures import brief
 from converters.torch.archive import ADVICE, NotPlain, TorchArchive, reading
+from converters.torch.script_code import reaches_out
 
 MAX_GRAPH_BYTES = 1 << 30
 IN_MEMORY_BYTES = 256 << 20  # a larger copy lies in a temporary file
@@ -36,11 +37,17 @@ _MEMBERS = re.compile(
 )
 _IGNORED = ("extra/",)
 
-# What graph nodes may call: operators, and arithmetic on sizes.
-_TARGET = re.compile(
-    r"torch\.ops\.(aten|prims|prim|higher_order|quantized_decomposed|torchvision)\.[A-Za-z]\w*(\.[A-Za-z]\w*)?"
+# What graph nodes may call: operators, control flow over parts of the graph, and arithmetic on sizes. Other operators of
+# higher order, and of Python, call whatever they are given.
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|prim|quantized_decomposed|torchvision)\.[A-Za-z]\w*(\.[A-Za-z]\w*)?"
     r"|torch\.ops\.(aten|prims)\._[a-z]\w*(\.[A-Za-z]\w*)?"
-    r"|torch\.sym_[a-z]+|torch\._sym_[a-z]+|_operator\.[a-z]+_?|math\.[a-z0-9]+"
+)
+_TARGET = re.compile(
+    r"torch\.ops\.higher_order\.(cond|while_loop|scan|associative_scan|map_impl|out_dtype|invoke_subgraph"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast|auto_functionalized(_v2)?)"
+    r"|torch\.sym_[a-z]+|torch\._sym_[a-z]+|math\.[a-z0-9]+"
+    r"|_operator\.(eq|ne|le|ge|lt|gt|neg|pos|abs|mul|add|sub|floordiv|truediv|mod|pow|and_|or_|xor|not_|lshift|rshift)"
 )
 _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 _WORDS = {
@@ -105,6 +112,8 @@ def _checked_graph(content: bytes, name: str) -> bytes:
     for key, value in _entries(graph):
         if key == "target" and isinstance(value, str) and not _safe_target(value):
             raise _unsafe(name, f"a call of {value[:80]!r}")
+        if key == "as_operator" and not _safe_operator(value):
+            raise _unsafe(name, f"a call of {str(value)[:80]!r}")
         if key in ("expr_str", "hint_expr") and not _safe_expression(str(value)):
             raise _unsafe(name, f"the expression {str(value)[:80]!r}")
         if key in ("in_spec", "out_spec", "as_treespec") and isinstance(value, str) and not _safe_tree(value):
@@ -145,7 +154,13 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _safe_target(target: str) -> bool:
-    return bool(_TARGET.fullmatch(target)) and "__" not in target and "from_file" not in target  # it writes files
+    return bool(_TARGET.fullmatch(target)) or _safe_operator(target)
+
+
+def _safe_operator(target: Any) -> bool:
+    if not isinstance(target, str) or not _OPERATOR.fullmatch(target) or "__" in target:
+        return False
+    return not any(map(reaches_out, target.split(".")))
 
 
 def _safe_expression(text: str) -> bool:

@@ -1,6 +1,7 @@
 """PyTorch models become artifacts whose answers are the original's."""
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -257,6 +258,22 @@ def changed(file, target, change, extra=()):
     return target
 
 
+def with_call(target, function, argument):
+    """A change to a graph, which then begins with a call of `target` with a function and its argument."""
+
+    def change(name, content):
+        if not name.endswith("model.json"):
+            return content
+        document = json.loads(content)
+        nodes = document["graph_module"]["graph"]["nodes"]
+        given = [{"name": "", "arg": arg, "kind": 1} for arg in ({"as_operator": function}, {"as_string": argument})]
+        call = {"target": target, "inputs": given, "outputs": [], "metadata": {}, "is_hop_single_tensor_return": None}
+        nodes.insert(0, call)
+        return json.dumps(document).encode()
+
+    return change
+
+
 def test_a_pt2_that_could_run_code_is_refused_before_torch_sees_it(tmp_path):
     plain = export(seeded(Mlp), tmp_path / "m.pt2", torch.export.Dim("batch", min=1, max=64))
     trap = tmp_path / "sprung"
@@ -273,6 +290,11 @@ def test_a_pt2_that_could_run_code_is_refused_before_torch_sees_it(tmp_path):
     symbol = changed(plain, tmp_path / "c.pt2", in_graph(b"Symbol('s77', positive=True, integer=True)", call))
     library = changed(plain, tmp_path / "d.pt2", lambda n, c: c, ["m/data/aotinductor/model/x.so"])
     config = changed(plain, tmp_path / "e.pt2", lambda n, c: c.replace(b'"use_pickle": false', b'"use_pickle": true'))
+    saves = changed(plain, tmp_path / "g.pt2", in_graph(b"aten.linear.default", b"aten.save.default"))
+    calls = [
+        changed(plain, tmp_path / f"h{i}.pt2", with_call(target, "torch.os.mkdir", str(trap)))
+        for i, target in enumerate(("_operator.call", "torch.ops.higher_order.wrap"))
+    ]
     for file, what in (
         (samples, "sample inputs"),
         (target, r"torch\.os\.mkdir"),
@@ -280,6 +302,8 @@ def test_a_pt2_that_could_run_code_is_refused_before_torch_sees_it(tmp_path):
         (symbol, "the expression"),
         (library, "aotinductor"),
         (config, "a pickle for"),
+        (saves, r"torch\.ops\.aten\.save"),
+        *((file, "a call of") for file in calls),
     ):
         with pytest.raises(ConversionFailed, match=f"{what}.*--trust-pickle"):
             load_program(file, trust_pickle=False)
