@@ -114,8 +114,10 @@ def serving_graph(model: Path) -> meta_graph_pb2.MetaGraphDef:
     graphs = [graph for graph in saved.meta_graphs if TAG in graph.meta_info_def.tags]
     if not graphs:
         raise EngineFailed(f"{model.name}: not a SavedModel with the tag {TAG!r}")
-    serving_key(graphs[0])
-    return graphs[0]
+    # Where several are for serving, all that read the file must mean the same one: most ask for this tag alone.
+    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == {TAG}), graphs[0])
+    serving_key(graph)
+    return graph
 
 
 def serving_key(graph: meta_graph_pb2.MetaGraphDef) -> str:

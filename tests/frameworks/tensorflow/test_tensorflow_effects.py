@@ -150,6 +150,17 @@ def test_what_reaches_out_is_named_wherever_it_is(tmp_path, what):
     assert what in found(saved(tmp_path / "m", CALLS[what]))
 
 
+def test_the_graph_that_is_searched_is_the_one_that_every_reader_takes(tmp_path):
+    plain = saved(tmp_path / "m", lambda x: {"y": tf.strings.lower(x)})
+    model, other = read(plain), read(saved(tmp_path / "n", lambda x: {"y": tf.map_fn(tf.io.read_file, x)}))
+    model.meta_graphs[0].meta_info_def.tags.append("other")
+    model.meta_graphs.append(other.meta_graphs[0])
+    (plain / "saved_model.pb").write_bytes(model.SerializeToString())
+    for target in ("tflite", "tensorflow"):
+        with pytest.raises(ConversionFailed, match="its graph holds .*ReadFile"):
+            convert(plain, tmp_path / target, (target,), replace(QUICK, max_rows=1, inputs=("x:BYTES:1",)))
+
+
 def test_an_operation_that_tensorflow_does_not_know_is_refused(words):
     assert not allowed("Frobnicate") and allowed("MatMul") and not allowed("XlaCallModule")
     graph = read(words).meta_graphs[0]
