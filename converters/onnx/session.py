@@ -38,7 +38,7 @@ def open_session(
     """A session over the model file.
 
     Args:
-        accelerator, provider: As `onnx_providers.rungs` has them; with "auto" a lesser provider is logged.
+        accelerator, provider: As `providers.rungs` has them; with "auto" a lesser provider is logged.
         options: What to tell a provider, by its name.
 
     Raises: EngineFailed if the model cannot be loaded, or would run on less than was asked for. InvalidRequest.

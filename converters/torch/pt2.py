@@ -37,8 +37,8 @@ _MEMBERS = re.compile(
 )
 _IGNORED = ("extra/",)
 
-# What graph nodes may call: operators, control flow over parts of the graph, and arithmetic on sizes. Other operators of
-# higher order, and of Python, call whatever they are given.
+# What graph nodes may call: operators, control flow over parts of the graph, and arithmetic on sizes. Other operators
+# of higher order, and of Python, call whatever they are given.
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|prim|quantized_decomposed|torchvision)\.[A-Za-z]\w*(\.[A-Za-z]\w*)?"
     r"|torch\.ops\.(aten|prims)\._[a-z]\w*(\.[A-Za-z]\w*)?"

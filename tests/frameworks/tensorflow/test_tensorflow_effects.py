@@ -157,7 +157,7 @@ def test_the_graph_that_is_searched_is_the_one_that_every_reader_takes(tmp_path)
     model.meta_graphs.append(other.meta_graphs[0])
     (plain / "saved_model.pb").write_bytes(model.SerializeToString())
     for target in ("tflite", "tensorflow"):
-        with pytest.raises(ConversionFailed, match="its graph holds .*ReadFile"):
+        with pytest.raises(ConversionFailed, match=r"its graph holds .*ReadFile"):
             convert(plain, tmp_path / target, (target,), replace(QUICK, max_rows=1, inputs=("x:BYTES:1",)))
 
 
