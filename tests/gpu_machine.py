@@ -9,11 +9,17 @@ import pytest
 
 from converters.cuda_device import first_device
 
+# TensorRT-RTX is for GeForce and RTX GPUs: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest, support matrix
+RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
+
 
 def missing(*modules: str, onnxruntime_gpu: bool = False, tensorrt_major: int = 0) -> str:
     """Why tests that need these modules, and these versions, cannot run; "" if they can."""
-    if first_device() is None:
+    gpu = first_device()
+    if gpu is None:
         return "NVIDIA's driver finds no GPU"
+    if "tensorrt_rtx" in modules and gpu.capability not in RTX_CAPABILITIES:
+        return f"TensorRT-RTX does not know GPUs of compute capability {gpu.capability}"
     absent = [name for name in modules if find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed"

@@ -163,13 +163,19 @@ def open_artifact(
 
 
 def opened(artifact: Artifact, engine: Any, device: Device) -> TensorRtRuntime:
-    """An engine behind the artifact's signature. Raises: ArtifactCorrupt if it has other inputs or outputs."""
+    """An engine behind the artifact's signature.
+
+    Raises: ArtifactCorrupt if it has other inputs or outputs; EngineFailed if the GPU has no memory left for it.
+    """
     signature = artifact.manifest.signature
     found = {spec.name: spec.dtype for side in specs_of(engine) for spec in side}
     stated = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.outputs)}
     if found != stated:
         raise ArtifactCorrupt(f"manifest.signature: it says {stated}, the engine has {found}")
-    return TensorRtRuntime(engine.create_execution_context(), device, signature)
+    context = engine.create_execution_context()
+    if context is None:  # TensorRT says why to its log only
+        raise EngineFailed("TensorRT: the engine cannot be prepared to run, most likely for want of GPU memory")
+    return TensorRtRuntime(context, device, signature)
 
 
 def can_use_gpu() -> bool:

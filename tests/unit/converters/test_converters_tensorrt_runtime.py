@@ -3,11 +3,15 @@
 import types
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from trt_models import Engine
 
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
+from converters.tensorrt import runtime as tensorrt_runtime
 from converters.tensorrt.runtime import TensorRtRuntime, module_of, specs_of
+from onnx_models import mlp_artifact
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (ANY, 2)),), (TensorSpec("y", "FP32", (ANY, 2)),), batched=True, max_rows=4
@@ -63,6 +67,15 @@ class Doubling:
 def opened(**changes):
     device = NumpyDevice()
     return TensorRtRuntime(Doubling(device, **changes), device, SIGNATURE)
+
+
+def test_a_gpu_without_memory_for_an_engine_fails_its_start_not_its_first_request(tmp_path, monkeypatch):
+    artifact = mlp_artifact(tmp_path / "a")
+    engine = Engine(ort.InferenceSession(artifact.model_path, providers=["CPUExecutionProvider"]))
+    assert tensorrt_runtime.opened(artifact, engine, NumpyDevice()).signature == artifact.manifest.signature
+    monkeypatch.setattr(Engine, "create_execution_context", lambda self: None)
+    with pytest.raises(EngineFailed, match="GPU memory"):
+        tensorrt_runtime.opened(artifact, engine, NumpyDevice())
 
 
 def test_an_engine_answers_what_lies_in_device_memory_after_it_ran():
