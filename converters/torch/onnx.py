@@ -60,6 +60,20 @@ class Source:
     notes: tuple[str, ...]
     options: Options
 
+    def written(self, path: Path, before: Candidate) -> Candidate:
+        """`before`, this model as it came, as the file at `path`, to be compared with its own answers."""
+        return Candidate(
+            path=path,
+            precision="fp32",
+            source=self.source,
+            cases=self.cases,
+            reference=self.reference,
+            reference_kind="torch",
+            tools={"torch": str(torch.__version__)},
+            notes=(*before.notes, *self.notes),
+            max_rows=self.options.max_rows,
+        )
+
 
 def open_source(candidate: Candidate, options: Options, say: Say) -> Source:
     """The model behind `candidate.path`, loaded and run. Raises: as `convert`."""
@@ -96,17 +110,8 @@ def _convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Ca
     else:
         _to_onnx(export(call, cases[0]) if found.program is None else found.program, path)
     _finish(path, call, tuple(output_names(call, cases[0])))
-    return Candidate(
-        path=path,
-        precision="fp32",
-        source=found.source,
-        cases=cases,
-        reference=found.reference,
-        reference_kind="torch",
-        tools={"torch": str(torch.__version__), "onnx": onnx.__version__, "opset": str(OPSET)},
-        notes=(*candidate.notes, *found.notes),
-        max_rows=found.options.max_rows,
-    )
+    made = found.written(path, candidate)
+    return replace(made, tools={**made.tools, "onnx": onnx.__version__, "opset": str(OPSET)})
 
 
 def answer(call: TorchCall, case: Case) -> tuple[np.ndarray, ...]:

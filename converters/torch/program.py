@@ -5,6 +5,7 @@ For models that have no ONNX form, or whose answers must be PyTorch's to the bit
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,18 +41,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
             raise ConversionFailed(f"torch.export cannot save it: {type(error).__name__}: {brief(error)}") from None
     names = [spec.name for spec in found.call.specs]
     write_order(path, names, list(output_names(found.call, found.cases[0])))
-    made = Candidate(
-        path=path,
-        precision="fp32",
-        source=found.source,
-        cases=found.cases,
-        reference=found.reference,
-        reference_kind="torch",
-        tools={"torch": str(torch.__version__)},
-        notes=(*candidate.notes, *found.notes),
-        max_rows=found.options.max_rows,
-        format="pytorch",
-    )
+    made = replace(found.written(path, candidate), format="pytorch")
 
     def compile_first() -> float:
         try:

@@ -5,6 +5,7 @@ For models that exist as TorchScript only, or whose Python-like control flow has
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     _write(work / "loaded.pt", path)
     outputs = _outputs(found)
     write_specs(path, found.call.specs, outputs)
-    made = Candidate(
-        path=path,
-        precision="fp32",
-        source=found.source,
-        cases=found.cases,
-        reference=found.reference,
-        reference_kind="torch",
-        tools={"torch": str(torch.__version__)},
-        notes=(*candidate.notes, *found.notes),
-        max_rows=found.options.max_rows,
-        format="torchscript",
-    )
+    made = replace(found.written(path, candidate), format="torchscript")
 
     def freeze_first() -> float:
         frozen(found.call.module)
