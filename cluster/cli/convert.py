@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,17 +173,25 @@ def convert(
         artifacts = build(source, out, targets, options)
         emit([_summary(artifact) for artifact in artifacts], as_json=True)
         return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(f"converting {source.name}") as status:
-
-        def say(text: str) -> None:
-            console.print(f"[dim]{text}[/dim]")
-            status.update(text)
-
+    with telling(f"converting {source.name}") as say:
         artifacts = build(source, out, targets, options, say)
     print_parity(artifacts)
+
+
+@contextmanager
+def telling(doing: str) -> Iterator[Callable[[str], None]]:
+    """Tells people what is done, and what next; names and messages may hold what rich takes for markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, markup=False)
+    with console.status(Text(doing)) as status:
+
+        def say(text: str) -> None:
+            console.print(text, style="dim")
+            status.update(Text(text))
+
+        yield say
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
@@ -205,10 +214,15 @@ def print_parity(artifacts: tuple[Artifact, ...]) -> None:
     """A table of what was compared, and one line of costs per artifact."""
     from rich.console import Console
 
-    kinds = {artifact.parity()["kind"] for artifact in artifacts}
-    against = "itself, alone and in company" if kinds == {"self"} else f"the {', '.join(sorted(kinds))} source"
+    kinds = sorted({artifact.parity()["kind"] for artifact in artifacts} - {"self"})
+    itself = any(artifact.parity()["kind"] == "self" for artifact in artifacts)
+    sides = [
+        *([f"the {', '.join(kinds)} source"] if kinds else []),
+        *(["itself, alone and in company"] if itself else []),
+    ]
+    against = ", or ".join(sides)
     print_outputs(f"compared with {against}", [(target_of(artifact), artifact.parity()) for artifact in artifacts])
-    console = Console()
+    console = Console(markup=False)
     for artifact in artifacts:
         console.print(_costs(artifact), highlight=False, soft_wrap=True)
 
@@ -219,11 +233,13 @@ def print_outputs(title: str, parities: Sequence[tuple[str, Mapping[str, Any]]])
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("artifact", "output", "values", "max abs", "max rel", "out", "SQNR", "top-1"):
-        left = name in ("artifact", "output")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "output")
+        if name == "output":  # a name may be long, and is told whole
+            table.add_column(name, overflow="fold", min_width=8)
+        else:
+            table.add_column(name, justify="left" if name == "artifact" else "right", no_wrap=True)
     for name, parity in parities:
         for output in parity["outputs"]:
             table.add_row(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.cli.convert import options_of, source_options
+from cluster.cli.convert import options_of, source_options, telling
 from cluster.cli.output import emit, json_option
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def optimize(source: Path, objective: str, out: Path, to: str, threads: str, as_
 
     Each form is proved and measured as by `prism convert`; each batch size and number of threads is then simulated with
     requests that arrive at random. The best is the one with most requests per second and thread within the objective.
-    Which forms make sense follows from the model, the device, the data given and what is installed; the table says why
-    the others were not tried. The artifact that is kept says how it is to be served: `prism deploy` starts from that.
+    Which forms make sense follows from the model, the device, the data given and what is installed; why others were
+    not tried is told below the table. The artifact that is kept says how it is to be served: `prism deploy` starts from
+    that.
     """
     from converters.build import silent
     from converters.objective import parse_objective
@@ -53,15 +54,7 @@ def optimize(source: Path, objective: str, out: Path, to: str, threads: str, as_
         found = run(source, out, goal, options, silent, targets, counts)
         emit({"path": str(out), "digest": found.artifact.digest, **_table(found)}, as_json=True)
         return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(f"optimising {source.name}") as status:
-
-        def say(text: str) -> None:
-            console.print(f"[dim]{text}[/dim]")
-            status.update(text)
-
+    with telling(f"optimising {source.name}") as say:
         found = run(source, out, goal, options, say, targets, counts)
     _print(found, objective, out)
 
@@ -91,7 +84,7 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
 
     from converters.optimize import best_by_threads
 
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"within {objective}, one replica", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("form", "threads", "batch", "req/s a thread", "1 row", "SQNR", "verdict"):
         left = name in ("form", "verdict")
@@ -108,10 +101,10 @@ def _print(found: Optimized, objective: str, out: Path) -> None:
             "-" if noise is None else f"{noise:.0f} dB",
             found.reasons[c],
         )
+    console.print(table)
     for outcome, reasons in (("failed", found.failed), ("not tried", found.left_out)):
         for reason, names in _by_reason(reasons).items():
-            table.add_row("\n".join(names), "-", "-", "-", "-", "-", f"{outcome}: {reason}")
-    console.print(table)
+            console.print(f"{outcome}: {', '.join(names)}: {reason}", highlight=False, soft_wrap=True)
     c = found.best.configuration
     settings = ", ".join(f"{name} {value:g}" for name, value in found.serving.items() if not isinstance(value, str))
     console.print(

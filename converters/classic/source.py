@@ -63,7 +63,8 @@ def load(path: Path, kind: Format, trust_pickle: bool) -> Any:
     except ConversionFailed:
         raise
     except Exception as error:  # each library has errors of its own
-        raise ConversionFailed(f"{path.name}: it cannot be loaded: {type(error).__name__}: {brief(error)}") from None
+        told = brief(error).partition(" Stack trace:")[0]  # XGBoost's end with one
+        raise ConversionFailed(f"{path.name}: it cannot be loaded: {type(error).__name__}: {told}") from None
 
 
 def _xgboost(path: Path) -> Any:

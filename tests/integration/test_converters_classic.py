@@ -146,6 +146,7 @@ def test_files_that_are_something_else_are_one_clear_line(tmp_path, cancer):
         with pytest.raises(ConversionFailed) as caught:
             converted(tmp_path / name, tmp_path, cancer[0])
         assert name in caught.value.message and "\n" not in caught.value.message
+        assert "Stack trace" not in caught.value.message
 
 
 def test_a_file_that_ends_its_library_is_an_error_and_not_the_end(tmp_path, cancer):

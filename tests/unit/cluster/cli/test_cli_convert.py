@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cluster.artifact import PROFILE
-from cluster.cli.convert import _costs, convert, read_labels
+from cluster.artifact import PARITY, PROFILE
+from cluster.cli.convert import _costs, convert, print_outputs, print_parity, read_labels
 from cluster.errors import InvalidRequest
 from onnx_models import mlp_artifact
 
@@ -48,3 +48,36 @@ def test_the_size_that_is_printed_is_that_of_all_of_a_models_files(tmp_path):
     (tmp_path / "variables" / "weights").write_bytes(bytes(3_000_000))
     (tmp_path / PROFILE).write_text('{"devices": {}}')
     assert "3.0 MB" in _costs(artifact)
+
+
+def output(name):
+    measures = dict.fromkeys(("worst_abs", "worst_rel", "share_out", "sqnr_db", "top1"), 0.5)
+    return {"name": name, "elements": 12_345_678, **measures}
+
+
+def test_an_outputs_name_is_told_whole_however_narrow_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_outputs("compared", [("int8-dynamic", {"outputs": [output("target_label")]})])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "target_label" in "".join(line[14:].split()[0] for line in printed.splitlines()[3:] if line.strip())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["self"], "compared with itself, alone and in company"),
+        (["torch", "torch"], "compared with the torch source"),
+        (["self", "onnx"], "compared with the onnx source, or itself, alone and in company"),
+    ],
+)
+def test_the_table_says_what_was_compared_with(tmp_path, capsys, monkeypatch, kinds, said):
+    monkeypatch.setenv("COLUMNS", "200")
+    made = []
+    for i, kind in enumerate(kinds):
+        artifact = mlp_artifact(tmp_path / str(i))
+        (artifact.path / PARITY).write_text(json.dumps({"kind": kind, "outputs": [output("y")]}))
+        (artifact.path / PROFILE).write_text('{"devices": {}}')
+        made.append(artifact)
+    print_parity(tuple(made))
+    assert said in [line.strip() for line in capsys.readouterr().out.splitlines()]
