@@ -89,12 +89,20 @@ def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flav
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             use_external_data_format=is_large(candidate.path),
-            extra_options=dict(flavour.options),
+            # Scales are adjusted to biases, which must have one dimension for that (ONNX Runtime 1.31).
+            extra_options={**flavour.options, "QDQDisableWeightAdjustForInt32Bias": _has_wide_bias(source)},
         )
     if not any(node.op_type == "DequantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
         raise ConversionFailed(f"{flavour.label}: nothing in this model can be quantised")
     tools = {**candidate.tools, "onnxruntime": ort.__version__}
     return replace(candidate, path=target, precision="int8", tools=tools)
+
+
+def _has_wide_bias(file: Path) -> bool:
+    """Whether a Gemm's bias has more dimensions than one, as [1, n], which ONNX allows."""
+    graph = onnx.load(file, load_external_data=False).graph
+    wide = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+    return any(node.op_type == "Gemm" and wide.intersection(node.input[2:]) for node in graph.node)
 
 
 def refuse_quantised(candidate: Candidate) -> None:

@@ -96,6 +96,17 @@ def test_a_quantised_model_is_not_quantised_again(mlp, tmp_path):
         convert(int8.model_path, tmp_path / "again", ("fp16",), QUICK)
 
 
+def test_a_bias_with_two_dimensions_is_quantised_too(mlp, tmp_path):
+    _, options = mlp
+    model = mlp_model(hidden=64)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("b"):
+            tensor.dims.insert(0, 1)
+    source = save(model, tmp_path / "wide.onnx")
+    for artifact in convert(source, tmp_path / "out", ("int8", "int8-trt"), options):
+        assert artifact.parity()["passed"]
+
+
 def test_ranges_are_proved_at_their_edges_and_kept(tmp_path):
     source = two_input_artifact(tmp_path / "two").model_path
     (artifact,) = convert(source, tmp_path / "out", ("onnx",), replace(QUICK, dynamic=("b:1=1..40",)))
