@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 DRIVER = "libcuda.so.1"
+NVML = "libnvidia-ml.so.1"  # the part of the driver that tells what is in use, without a context of its own
 
 # CUdevice_attribute, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html
 _MAJOR, _MINOR = 75, 76
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t, https://docs.nvidia.com/deploy/nvml-api/structnvmlMemory__t.html"""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +48,22 @@ def first_device(load: Callable[[str], Any] = ctypes.CDLL) -> CudaDevice | None:
     if any(ask() for ask in asked):  # 0 is success; what comes after a failure is not asked
         return None
     return CudaDevice(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
+
+
+def used_bytes(load: Callable[[str], Any] = ctypes.CDLL) -> int | None:
+    """Memory of the first GPU of this process that is in use, by whomever; None where the driver does not tell."""
+    try:
+        driver, nvml = load(DRIVER), load(NVML)
+    except OSError:
+        return None
+    device, handle = ctypes.c_int(), ctypes.c_void_p()
+    address, memory = ctypes.create_string_buffer(32), _Memory()
+    asked: tuple[Callable[[], int], ...] = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetPCIBusId(address, len(address), device),
+        lambda: nvml.nvmlInit_v2(),
+        lambda: nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(handle)),
+        lambda: nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)),
+    )
+    return None if any(ask() for ask in asked) else int(memory.used)

@@ -280,10 +280,11 @@ def _costs(artifact: Artifact) -> str:
     seconds = device["seconds_by_rows"]
     first, best = float(seconds["1"]), device["best_rows"]
     per_row = float(seconds.get(str(best), first)) / best
+    on_gpu = f", {device['gpu_bytes'] / 1e6:.0f} MB on the GPU" if "gpu_bytes" in device else ""
     return (
         f"{artifact.path}: {target_of(artifact)}, {size:.1f} MB, "
         f"1 row {first * 1e3:.3g} ms, best batch {best} rows ({per_row * 1e3:.3g} ms a row, one thread), "
-        f"cold load {device['load_s']:.2g} s, {device['rss_bytes'] / 1e6:.0f} MB, "
+        f"cold load {device['load_s']:.2g} s, {device['rss_bytes'] / 1e6:.0f} MB{on_gpu}, "
         f"digest {artifact.digest[:12]}"
     )
 

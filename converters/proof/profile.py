@@ -1,7 +1,8 @@
 """What an artifact costs on this machine: seconds per call by rows, loading time, memory.
 
 Loading counts from the import of the runtime to a loaded model, and `first_call_s` is the first answer after it: a
-replica is ready after both. Memory is what the process has beyond an interpreter with numpy.
+replica is ready after both. Memory is what the process has beyond an interpreter with numpy; on a GPU also what is in
+use there beyond what was before, the context of CUDA and whatever others did meanwhile included.
 
 Other work on a machine only ever adds time, so each point is the lower quartile of its runs, and no point is above a
 larger batch's: whoever needs n rows could run the larger one.
@@ -20,6 +21,7 @@ import psutil
 
 from cluster.artifact import SAMPLE, Artifact
 from cluster.costs import CostCurve
+from converters.cuda_device import used_bytes
 from converters.runtime import Arrays, Runtime, open_runtime
 
 LEAST_RUNS, MOST_RUNS = 3, 1000
@@ -120,12 +122,14 @@ def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> d
 
     Returns:
         `seconds_by_rows`, `best_rows` (beyond which a batch no longer pays), `load_s`, `first_call_s`, `loaded_bytes`
-        (after loading), `rss_bytes` (after the largest batch), and what `machine` says.
+        (after loading), `rss_bytes` (after the largest batch), on a GPU whose driver tells `gpu_bytes` (then too), and
+        what `machine` says.
     """
     artifact = Artifact.read(path)
     signature = artifact.manifest.signature
     process = psutil.Process()
     before_bytes = process.memory_info().rss
+    gpu_before = used_bytes() if device == "gpu" else None
     started_s = time.perf_counter()
     runtime = open_runtime(artifact, threads=threads, accelerator=device)
     load_s = time.perf_counter() - started_s
@@ -137,6 +141,8 @@ def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> d
     first_call_s = time.perf_counter() - started_s
     points = settle(_curve(runtime, example, counts(signature.max_rows), signature.batched, budget_s))
     curve = CostCurve.of(points)
+    gpu_after = used_bytes() if device == "gpu" else None
+    on_gpu = {} if gpu_before is None or gpu_after is None else {"gpu_bytes": max(0, gpu_after - gpu_before)}
     return {
         "seconds_by_rows": {str(rows): seconds for rows, seconds in points.items()},
         "best_rows": curve.best_rows(signature.max_rows),
@@ -144,6 +150,7 @@ def measure(path: Path, threads: int, budget_s: float, device: str = "cpu") -> d
         "first_call_s": first_call_s,
         "loaded_bytes": max(0, loaded_bytes),
         "rss_bytes": max(0, process.memory_info().rss - before_bytes),
+        **on_gpu,
         **machine(device, threads),
     }
 

@@ -116,6 +116,8 @@ def _tiles(report: Report) -> str:
         if "load_s" in own.profile:
             found.append((time_text(own.profile["load_s"]), "cold load"))
             found.append((size_text(own.profile["rss_bytes"]), "memory"))
+        if "gpu_bytes" in own.profile:
+            found.append((size_text(own.profile["gpu_bytes"]), "on the GPU"))
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in found)
     return f'<div class="tiles">{tiles}</div>'
 

@@ -79,3 +79,4 @@ def test_a_conversion_is_proved_and_measured_on_the_gpu(tmp_path):
         assert artifact.parity()["executed"] is True and artifact.parity()["passed"] is True
         assert artifact.cost_curve("gpu").rows == (1, 2, 4, 8)
         assert "gpu_model" in artifact.profile()["devices"]["gpu"]
+        assert artifact.profile()["devices"]["gpu"]["gpu_bytes"] > 0

@@ -9,7 +9,7 @@ import pytest
 from cluster.artifact import write_manifest
 from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
-from converters.cuda_device import CudaDevice, first_device
+from converters.cuda_device import CudaDevice, first_device, used_bytes
 from converters.onnx import runtime as onnx_runtime
 from converters.onnx import session as onnx_session
 from converters.onnx import tensorrt as onnx_tensorrt
@@ -170,6 +170,12 @@ class Driver:
                 arguments[0]._obj.value = {75: 8, 76: 9}[arguments[1]]
             elif call == "cuDeviceTotalMem_v2":
                 arguments[0]._obj.value = 24 << 30
+            elif call == "cuDeviceGetPCIBusId":
+                arguments[0].value = b"0000:65:00.0"
+            elif call == "nvmlDeviceGetHandleByPciBusId_v2":
+                arguments[1]._obj.value = 7 if arguments[0].value == b"0000:65:00.0" else 8
+            elif call == "nvmlDeviceGetMemoryInfo":
+                arguments[1]._obj.used = 3 << 30 if arguments[0].value == 7 else 0
             return 0
 
         return answer
@@ -177,6 +183,24 @@ class Driver:
 
 def test_the_driver_tells_name_capability_and_memory():
     assert first_device(lambda name: Driver()) == CudaDevice("NVIDIA L4", "8.9", 24 << 30)
+
+
+def test_the_driver_tells_what_is_in_use_on_this_processs_gpu():
+    assert used_bytes(lambda name: Driver()) == 3 << 30
+
+
+@pytest.mark.parametrize("call", ["cuInit", "nvmlInit_v2", "nvmlDeviceGetMemoryInfo"])
+def test_a_driver_that_does_not_tell_what_is_in_use_is_no_error(call):
+    assert used_bytes(lambda name: Driver(call)) is None
+
+
+def test_what_is_in_use_is_not_known_without_the_library():
+    def load(name):
+        if "nvidia-ml" in name:
+            raise OSError(name)
+        return Driver()
+
+    assert used_bytes(load) is None
 
 
 @pytest.mark.parametrize("call", ["cuInit", "cuDeviceGet", "cuDeviceTotalMem_v2"])

@@ -82,6 +82,15 @@ def test_a_measured_artifact_has_a_curve_up_to_its_largest_batch(tmp_path):
     assert found["best_rows"] in (1, 2, 4) and found["load_s"] > 0 and found["threads"] == 1
 
 
+@pytest.mark.parametrize(("told", "expected"), [([500, 800], 300), ([500, 400], 0), ([None, None], None)])
+def test_a_profile_of_a_gpu_says_what_it_took_there(tmp_path, monkeypatch, told, expected):
+    artifact = mlp_artifact(tmp_path, max_rows=2)
+    used, opened = iter(told), profile.open_runtime
+    monkeypatch.setattr(profile, "used_bytes", lambda: next(used))
+    monkeypatch.setattr(profile, "open_runtime", lambda artifact, threads, accelerator: opened(artifact))
+    assert measure(artifact.path, 1, 0.05, "gpu").get("gpu_bytes") == expected
+
+
 def test_a_replica_on_the_machine_of_the_profile_measures_nothing(tmp_path, timed):
     machine = timed(lambda rows: 0.001)
     artifact = profiled(tmp_path, seconds_by_rows={"1": 0.5}, threads=2, cpu_model=cpu_model())
