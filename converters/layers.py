@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.formats import Format
+from converters.onnx.graphs import graphs
 
 MAX_TEXT_BYTES = 1 << 30
 
@@ -48,21 +49,13 @@ def _in_onnx(path: Path) -> Layers:
     import onnx
 
     nodes: Counter[str] = Counter()
-    for graph in _graphs(onnx.load(path, load_external_data=False).graph):
+    for graph in graphs(onnx.load(path, load_external_data=False).graph):
         fixed = {tensor.name for tensor in graph.initializer}
         fixed |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
         for node in graph.node:
             if node.op_type in _ONNX_CONVOLUTIONS or fixed & set(node.input):
                 nodes[node.op_type] += 1
     return Layers(_sum(nodes, _ONNX_CONVOLUTIONS), _sum(nodes, _ONNX_PRODUCTS))
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
 
 
 def _sum(counts: Mapping[str, int], names: Iterable[str]) -> int:

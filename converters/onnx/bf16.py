@@ -22,6 +22,7 @@ from cluster.errors import ConversionFailed
 from converters.candidate import Candidate, Options, Say
 from converters.onnx.failures import brief
 from converters.onnx.file import MODEL_FILE, read, save
+from converters.onnx.graphs import graphs
 
 ROUNDED = "What was compared is a copy in FP32 that rounds every value to BF16"
 _INFINITE = 0x7F80  # https://en.wikipedia.org/wiki/Bfloat16_floating-point_format: eight ones and no mantissa
@@ -72,7 +73,7 @@ def halved(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of weights too small for FP16, which BF16 can hold
             half = convert_float_to_float16(model, keep_io_types=True)
-        for part in _graphs(half.graph):
+        for part in graphs(half.graph):
             del part.value_info[:]  # some still state FP32
             _sort(part)
         typed = shape_inference.infer_shapes(half)
@@ -87,14 +88,6 @@ def halved(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     return half, rounded
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _graphs(inner)
-
-
 def _sort(graph: onnx.GraphProto) -> None:
     """Put every node behind those whose values it uses: casts are appended, and types are inferred in order."""
     made_by = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
@@ -106,19 +99,19 @@ def _sort(graph: onnx.GraphProto) -> None:
 
 def _needs(node: onnx.NodeProto, made_by: Mapping[str, int]) -> list[int]:
     inner = (graph for a in node.attribute for graph in (*a.graphs, *([a.g] if a.HasField("g") else [])))
-    captured = (name for graph in inner for part in _graphs(graph) for user in part.node for name in user.input)
+    captured = (name for graph in inner for part in graphs(graph) for user in part.node for name in user.input)
     results = (value.name for a in node.attribute if a.HasField("g") for value in a.g.output)
     return [made_by[name] for name in (*node.input, *captured, *results) if name in made_by]
 
 
 def _values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
-    for part in _graphs(graph):
+    for part in graphs(graph):
         yield from (*part.value_info, *part.input, *part.output)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, np.ndarray]]:
     """FP32 tensors that the graph holds, by the name they are used under."""
-    for part in _graphs(graph):
+    for part in graphs(graph):
         for tensor in part.initializer:
             if tensor.data_type == TensorProto.FLOAT:
                 yield tensor.name, numpy_helper.to_array(tensor)
@@ -135,7 +128,7 @@ def _retype(graph: onnx.GraphProto, originals: dict[str, np.ndarray], kind: int)
         values = originals.get(name, numpy_helper.to_array(tensor)).astype(np.float32)
         return _tensor(tensor.name, _bf16(values.reshape(tuple(tensor.dims))), kind)
 
-    for part in _graphs(graph):
+    for part in graphs(graph):
         for tensor in part.initializer:
             if tensor.data_type == TensorProto.FLOAT16:
                 tensor.CopyFrom(retyped(tensor.name, tensor))
@@ -152,7 +145,7 @@ def _retype(graph: onnx.GraphProto, originals: dict[str, np.ndarray], kind: int)
 
 def _round(graph: onnx.GraphProto, halves: set[str]) -> None:
     """Let every computed value in `halves` go through BF16 and back."""
-    for part in _graphs(graph):
+    for part in graphs(graph):
         nodes: list[onnx.NodeProto] = []
         for node in part.node:
             nodes.append(node)

@@ -19,6 +19,7 @@ from cluster.tensors import ANY
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx.failures import brief
+from converters.onnx.graphs import graphs
 from converters.ranges import check_ranges, parse_ranges
 from converters.source_cases import fixed_note, with_cases
 
@@ -76,15 +77,15 @@ def evaluate(model: onnx.ModelProto) -> tuple[str, ...]:
 
     Raises: ConversionFailed if something in the graph uses what only training computes.
     """
-    graphs = list(_graphs(model.graph))
-    constants = {t.name: t for graph in graphs for t in graph.initializer}
+    every = list(graphs(model.graph))
+    constants = {t.name: t for graph in every for t in graph.initializer}
     constants |= {
-        node.output[0]: node.attribute[0].t for graph in graphs for node in graph.node if node.op_type == "Constant"
+        node.output[0]: node.attribute[0].t for graph in every for node in graph.node if node.op_type == "Constant"
     }
-    used = {name for graph in graphs for node in graph.node for name in node.input}
-    used |= {value.name for graph in graphs for value in graph.output}
+    used = {name for graph in every for node in graph.node for name in node.input}
+    used |= {value.name for graph in every for value in graph.output}
     changed: list[str] = []
-    for node in (node for graph in graphs for node in graph.node):
+    for node in (node for graph in every for node in graph.node):
         flags = [a for a in node.attribute if a.name == "training_mode" and a.i]
         if node.op_type == "BatchNormalization" and flags:
             if used & set(node.output[1:]):
@@ -103,14 +104,6 @@ def evaluate(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def _is_true(tensor: TensorProto | None) -> bool:
     return tensor is not None and bool(onnx.numpy_helper.to_array(tensor).all())
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
 
 
 def confine(model: onnx.ModelProto, folder: Path) -> None:

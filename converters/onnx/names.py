@@ -12,18 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 from onnx import helper
 
+from converters.onnx.graphs import graphs
+
 
 def name_interface(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Call the graph's inputs and outputs by these names, moving values inside that are in the way."""
     _distinct_outputs(model.graph)
     current = [value.name for value in (*model.graph.input, *model.graph.output)]
     wanted = [*inputs, *outputs]
-    used = {name for graph in _graphs(model.graph) for name in _names(graph)}
+    used = {name for graph in graphs(model.graph) for name in _names(graph)}
     mapping = dict(zip(current, wanted, strict=True))
     for name in used - set(current):
         if name in wanted:
             mapping[name] = _fresh(f"{name}__inner", used | set(wanted))
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         _rename(graph, mapping)
 
 
@@ -38,7 +40,7 @@ def name_dimensions(model: onnx.ModelProto, axes: Sequence[Mapping[int, str]]) -
     if not mapping:
         return
     symbol = re.compile(r"\b(" + "|".join(map(re.escape, mapping)) + r")\b")
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
@@ -48,7 +50,7 @@ def name_dimensions(model: onnx.ModelProto, axes: Sequence[Mapping[int, str]]) -
 def drop_traces(model: onnx.ModelProto) -> None:
     """Take out source paths and stack traces that exporters leave on nodes and values."""
     del model.metadata_props[:]
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         del graph.metadata_props[:]
         for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
             del value.metadata_props[:]
@@ -70,16 +72,6 @@ def _distinct_outputs(graph: onnx.GraphProto) -> None:
             graph.node.append(helper.make_node("Identity", [output.name], [copy]))
             output.name = copy
         taken.add(output.name)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from _graphs(inner)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
