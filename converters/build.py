@@ -65,7 +65,7 @@ def convert(
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
     _check(options, {target: way(start, target) for target in wanted})
-    with workplace(out) as work:
+    with work_folder(out) as work:
         _made(source, wanted, work, options, say, tolerant=False)
         return _place(work, out, wanted)
 
@@ -83,7 +83,7 @@ def convert_what_works(
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
     _check(options, {target: way(start, target) for target in wanted})
-    with workplace(out) as work:
+    with work_folder(out) as work:
         failures = _made(source, wanted, work, options, say, tolerant=True)
         made = tuple(target for target in wanted if target.value not in failures)
         work.chmod(0o755)
@@ -106,7 +106,7 @@ def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:
 
 
 @contextmanager
-def workplace(out: Path) -> Iterator[Path]:
+def work_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` while the context lasts, for what gets its name only when all is well."""
     if out.name in ("", ".."):
         raise InvalidRequest(f"out: expected the name of a folder to be made, got {str(out)!r}")
@@ -251,7 +251,8 @@ def _seal(target: Format, proofs: Mapping[Format, Proof], origin: Candidate, opt
 def _bytes_of(path: Path) -> int:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*") if file.is_file())
+    beside = (file for file in path.parent.iterdir() if file.name.startswith(path.name))  # its weights, say
+    return sum(file.stat().st_size for file in beside if file.is_file())
 
 
 def sha256_of_tree(path: Path) -> str:

@@ -18,7 +18,7 @@ from cluster.costs import CostCurve
 from cluster.errors import ConversionFailed
 from cluster.latency import LatencyBound
 from converters import isolated
-from converters.build import convert_what_works, workplace
+from converters.build import convert_what_works, work_folder
 from converters.candidate import Options, Say
 from converters.choosing import Choice, choose_targets
 from converters.formats import source_format
@@ -97,7 +97,7 @@ def optimize(
     choice = Choice(tuple(targets), {}) if targets else _choice(source, options)
     if not choice.tried:
         raise ConversionFailed(f"nothing is worth a try: {'; '.join(f'{k}: {v}' for k, v in choice.left_out.items())}")
-    with workplace(out) as work:
+    with work_folder(out) as work:
         options = replace(options, threads=counts[0])
         made, failed = convert_what_works(source, work / "made", choice.tried, options, say)
         if not made:
