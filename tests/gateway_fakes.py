@@ -52,6 +52,7 @@ class FakeArm:
     def __init__(self, record: VersionRecord) -> None:
         self.record = record
         self.ready = True
+        self.connected = 1
         self.hold = False
         self.refuse: ServingError | None = None
         self.requests: list[TensorRequest] = []
@@ -61,10 +62,6 @@ class FakeArm:
     @property
     def waiting_rows(self) -> int:
         return sum(request.rows for request in self.requests[-len(self.held) :]) if self.held else 0
-
-    @property
-    def connected(self) -> int:
-        return 1
 
     def submit(self, request: TensorRequest, reply: Reply) -> FakeTicket:
         self.requests.append(request)
@@ -103,6 +100,7 @@ class FakeRoutes:
         }
         self.arms_ = {("m", version): FakeArm(record) for version, record in records.items()}
         self.keys: list[str | None] = []
+        self.states: dict[str, str] = {}  # what `statuses` says of a version if it is not READY
 
     def route(self, target: Target, key: str | None) -> FakeArm:
         self.keys.append(key)
@@ -128,7 +126,7 @@ class FakeRoutes:
 
     def statuses(self, model: str) -> dict[str, VersionStatus]:
         return {
-            version: VersionStatus(version, "READY", "", 1, 1, True, record.digest)
+            version: VersionStatus(version, self.states.get(version, "READY"), "", 1, 1, True, record.digest)
             for version, record in self.document(model).versions.items()
             if record.deploy
         }

@@ -130,9 +130,12 @@ class ModelEndpoints:
 
     def _is_ready(self, model: str, version: str) -> bool:
         try:
-            return self._dispatcher.arm(model, version).ready
+            arm = self._dispatcher.arm(model, version)
         except ServingError:
             return False
+        status = self._dispatcher.statuses(model).get(version)
+        failed = status is not None and status.state == "FAILED" and status.digest == arm.record.digest
+        return arm.ready and not (failed and not arm.connected)  # one that may be woken, but cannot start
 
 
 def _statistics(seen: NodeReading, document: ModelDocument, version: str | None) -> list[dict[str, Any]]:

@@ -155,6 +155,15 @@ async def test_a_model_is_not_ready_while_a_version_with_traffic_is_not(running:
     assert (await running.call("GET", "/v2/health/live"))[0] == 200
 
 
+async def test_a_version_at_zero_is_ready_until_it_cannot_be_started(running: Running) -> None:
+    running.routes.arms_["m", "1"].connected = 0
+    assert (await running.call("GET", "/v2/models/m/ready"))[0] == 200
+    running.routes.states["1"] = "FAILED"
+    assert (await running.call("GET", "/v2/models/m/ready"))[0] == 400
+    running.routes.arms_["m", "1"].connected = 1  # a replica of before still answers
+    assert (await running.call("GET", "/v2/models/m/ready"))[0] == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
