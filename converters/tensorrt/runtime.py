@@ -6,7 +6,8 @@ back, all on one stream. Shapes outside the ranges that the engine was built for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from cluster.derived import DerivedFiles
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from cluster.tensors import Signature, TensorSpec
 from converters.cuda_device import CudaDevice
+from converters.onnx.failures import brief
 from converters.proof.sample_answers import check_answers
 from converters.runtime import Arrays, Runtime, Specs
 from converters.tensorrt.on_load import key_of, opened_on_load, require
@@ -74,20 +76,29 @@ class TorchDevice:
         return int(self._stream.cuda_stream)
 
     def put(self, array: np.ndarray) -> tuple[Any, int]:
-        with self._torch.cuda.stream(self._stream):
+        with self._working():
             kept = self._torch.from_numpy(np.ascontiguousarray(array)).to("cuda")
         return kept, int(kept.data_ptr())
 
     def room(self, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
         kind = self._torch.from_numpy(np.empty(0, dtype)).dtype
-        with self._torch.cuda.stream(self._stream):
+        with self._working():
             kept = self._torch.empty(shape, dtype=kind, device="cuda")
         return kept, int(kept.data_ptr())
 
     def get(self, kept: Any) -> np.ndarray:
-        with self._torch.cuda.stream(self._stream):
+        with self._working():
             found: np.ndarray = kept.cpu().numpy()
         return found
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """On this device's stream. Raises: EngineFailed, say for want of memory."""
+        try:
+            with self._torch.cuda.stream(self._stream):
+                yield
+        except RuntimeError as error:  # what torch raises of a device is one of these
+            raise EngineFailed(f"TensorRT: {brief(error)}") from None
 
 
 class TensorRtRuntime:

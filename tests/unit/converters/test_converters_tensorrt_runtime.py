@@ -1,5 +1,6 @@
 """Engines at run time, on a stand-in for TensorRT's context and a device whose memory is numpy's."""
 
+import contextlib
 import types
 
 import numpy as np
@@ -126,3 +127,17 @@ def test_specs_come_from_the_engine_itself():
 
 def test_a_format_names_its_module():
     assert (module_of("tensorrt"), module_of("tensorrt-rtx")) == ("tensorrt", "tensorrt_rtx")
+
+
+def test_a_gpu_without_memory_for_a_request_is_the_engines_failure(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore about it")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", types.SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(EngineFailed, match="TensorRT: CUDA out of memory"):
+        tensorrt_runtime.TorchDevice().room((2, 2), "<f4")
