@@ -109,7 +109,7 @@ def test_a_gpu_that_cannot_be_used_fails_the_version_unless_the_cpu_was_allowed(
 
 def test_status_tells_how_a_replica_started(gpu_node):
     (start,) = gpu_node.until(lambda: version_of(gpu_node, "m")["starts"])
-    assert {"process", "fetch", "load", "warm-up", "listen"} == set(start["steps"])
+    assert {"process", "fetch", "load", "warm-up", "measure", "listen"} == set(start["steps"])
     assert 0 < sum(start["steps"].values()) < 120
     assert "started in" in gpu_node.cli("status", "m").stdout
 
