@@ -46,7 +46,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     found = Candidate(
         path=path,
         precision=precision_of(model),
-        source=dict(candidate.source),
+        source={**candidate.source, **external_of(candidate.path)},
         tools={"onnx": onnx.__version__},
         notes=(*candidate.notes, *trained, *notes),
     )
@@ -56,6 +56,17 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 
 def read(path: Path) -> onnx.ModelProto:
     """The model with its external data loaded. Raises: ConversionFailed."""
+    model = _opened(path)
+    confine(model, path.parent)
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except Exception as error:
+        raise ConversionFailed(f"{path.name}: its external data cannot be read: {brief(error)}") from None
+    return model
+
+
+def _opened(path: Path) -> onnx.ModelProto:
+    """The model without its external data, whose names are not checked yet. Raises: ConversionFailed."""
     if path.stat().st_size > MAX_MODEL_BYTES:
         raise ConversionFailed(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_MODEL_BYTES} are read")
     try:
@@ -64,11 +75,6 @@ def read(path: Path) -> onnx.ModelProto:
         raise ConversionFailed(f"{path.name}: not an ONNX model ({brief(error)})") from None
     if not model.graph.output or not model.graph.node:
         raise ConversionFailed(f"{path.name}: not an ONNX model, or an empty one")
-    confine(model, path.parent)
-    try:
-        load_external_data_for_model(model, str(path.parent))
-    except Exception as error:
-        raise ConversionFailed(f"{path.name}: its external data cannot be read: {brief(error)}") from None
     return model
 
 
@@ -100,6 +106,17 @@ def evaluate(model: onnx.ModelProto) -> tuple[str, ...]:
     if not changed:
         return ()
     return (f"the source was in training mode ({', '.join(sorted(set(changed)))}) and was put into evaluation mode",)
+
+
+def external_of(path: Path) -> dict[str, dict[str, str]]:
+    """What a manifest says of a model's weights in other files: `external`, SHA-256 in hex by location; {} without any.
+
+    Raises: ConversionFailed as `read`.
+    """
+    model = _opened(path)
+    confine(model, path.parent)
+    locations = sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)})
+    return {"external": {name: sha256_of(path.parent / name) for name in locations}} if locations else {}
 
 
 def _is_true(tensor: TensorProto | None) -> bool:

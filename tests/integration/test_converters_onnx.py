@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from cluster.artifact import Artifact
+from cluster.artifact import Artifact, sha256_of
 from cluster.errors import ArtifactCorrupt, ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters import isolated
@@ -161,6 +161,7 @@ def test_external_data_beside_the_model_comes_along(tmp_path):
     file = tmp_path / "m.onnx"
     onnx.save(model, file, save_as_external_data=True, location="weights.bin", size_threshold=0)
     artifact = wrap(file, tmp_path / "w", options=QUICK)
+    assert artifact.manifest.source["external"] == {"weights.bin": sha256_of(tmp_path / "weights.bin")}
     (tmp_path / "weights.bin").unlink()
     np.testing.assert_allclose(open_runtime(artifact).run((np.ones((1, 4), "f4"),))[0], expected, rtol=1e-5)
 
