@@ -231,7 +231,8 @@ def name_of(key: Key) -> str:
 
 def _stays(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and name != INDEX
+    confined = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return confined and "\0" not in name and name != INDEX
 
 
 def _hashes(folder: Path) -> dict[str, str]:

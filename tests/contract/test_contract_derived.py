@@ -122,11 +122,12 @@ def test_an_index_that_says_nothing_of_use_counts_as_no_entry(files, url, tmp_pa
     assert elsewhere(url, tmp_path).fetch(DIGEST, KEY) is not None
 
 
-def test_an_index_that_leads_out_of_its_folder_is_not_followed(files, made, tmp_path):
+@pytest.mark.parametrize("name", ["../model.engine", "/model.engine", "model\\u0000.engine"])
+def test_an_index_that_leads_out_of_its_folder_is_not_followed(files, made, tmp_path, name):
     put = files.put(DIGEST, KEY, made)
     text = (put / INDEX).read_text()
     assert '"model.engine"' in text
-    (put / INDEX).write_text(text.replace('"model.engine"', '"../model.engine"'))
+    (put / INDEX).write_text(text.replace('"model.engine"', f'"{name}"'))
     (put / "model.engine").rename(put.parent / "model.engine")
     assert DerivedFiles(str(tmp_path / "store"), tmp_path / "cache").fetch(DIGEST, KEY) is None
 
