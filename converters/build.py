@@ -28,6 +28,7 @@ from converters.proof.report import Cost, Report
 from converters.ranges import parse_ranges
 from converters.sealing import cost_of, manifest_of, seal
 from converters.table import Route, target_format, way
+from converters.tensorrt.recipe import BUILDS, HERE, ON_LOAD
 
 
 def silent(text: str) -> None:
@@ -64,7 +65,7 @@ def convert(
     options = options or Options()
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
-    _check(options, {target: way(start, target) for target in wanted})
+    _check(options, {target: _way(start, target, options) for target in wanted})
     with work_folder(out) as work:
         _made(source, wanted, work, options, say, tolerant=False)
         return _place(work, out, wanted)
@@ -82,13 +83,26 @@ def convert_what_works(
     """
     wanted = tuple(dict.fromkeys(target_format(name) for name in targets))
     start = source_format(source)
-    _check(options, {target: way(start, target) for target in wanted})
+    _check(options, {target: way(start, target, built_here=options.engine == HERE) for target in wanted})
     with work_folder(out) as work:
         failures = _made(source, wanted, work, options, say, tolerant=True)
         made = tuple(target for target in wanted if target.value not in failures)
         work.chmod(0o755)
         work.rename(out)
         return {target.value: Artifact.read(out / target.value) for target in made}, failures
+
+
+def _way(start: Format, target: Format, options: Options) -> tuple[Route, ...]:
+    if options.engine not in BUILDS:
+        raise InvalidRequest(f"engine: expected {' or '.join(BUILDS)}, got {options.engine!r}")
+    steps = way(start, target)
+    if options.engine == HERE:
+        try:
+            way(start, target, built_here=True)
+        except ConversionFailed as error:
+            hint = f"--engine {ON_LOAD} leaves the engine to the machine that serves it"
+            raise ConversionFailed(f"{error.message}; {hint}") from None
+    return steps
 
 
 def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:

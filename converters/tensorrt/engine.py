@@ -14,11 +14,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.errors import ConversionFailed
 from cluster.tensors import ANY, TensorSpec
 from converters.candidate import Candidate, Case, Options, Say
 from converters.isolated import describe, run_task
@@ -26,7 +25,7 @@ from converters.onnx import bf16, fp8_trt
 from converters.onnx.file import MODEL_FILE, read, save
 from converters.ranges import AxisRange, parse_ranges
 from converters.tensorrt.on_load import ENGINE_FILE
-from converters.tensorrt.recipe import BUILDS, EXTRA, ON_LOAD, Profile, Recipe
+from converters.tensorrt.recipe import EXTRA, ON_LOAD, Profile, Recipe
 
 LEAST_MAJOR = 11  # older ones take weakly typed networks, and calibrators instead of quantised files
 MAX_MESSAGES = 5
@@ -48,8 +47,6 @@ def convert_rtx(candidate: Candidate, work: Path, options: Options, say: Say) ->
 
 
 def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module: str) -> Candidate:
-    if options.engine not in BUILDS:
-        raise InvalidRequest(f"engine: expected {' or '.join(BUILDS)}, got {options.engine!r}")
     stand_in = candidate.stand_in or candidate.path
     inputs, _ = describe(stand_in)
     most = min(options.max_rows, candidate.max_rows)
@@ -63,12 +60,6 @@ def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module
         path = save(read(candidate.path), work / MODEL_FILE)
         return replace(
             made, path=path, extra={**candidate.extra, EXTRA: recipe.to_json()}, unexecuted=f"{LEFT}. {compared}"
-        )
-    if find_spec(module) is None:
-        extra = made.format
-        raise ConversionFailed(
-            f"{module} is not installed here (pip install 'prism-serving[{extra}]'); --engine {ON_LOAD} leaves the "
-            "engine to the machine that serves it"
         )
     say("building the engine")
     engine = work / ENGINE_FILE

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.errors import ConversionFailed, InvalidRequest
 from converters import table
+from converters.build import convert
 from converters.formats import SOURCES, Format, source_format
 from converters.runtime import RUNTIMES
 from converters.table import EXTRA_OF, ROUTES, Route, shortest, target_format, targets, way
@@ -95,3 +96,14 @@ def test_unknown_sources_and_targets_are_named(tmp_path):
         target_format("gguf")
     with pytest.raises(InvalidRequest, match="got 'torch'"):
         target_format("torch")
+
+
+def test_a_builder_that_is_missing_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "_installed", lambda module: module != "tensorrt")
+    source = tmp_path / "m.onnx"
+    source.touch()
+    told: list[str] = []
+    with pytest.raises(ConversionFailed, match=r"needs tensorrt, not installed .*; --engine on-load leaves the engine"):
+        convert(source, tmp_path / "out", ["onnx", "tensorrt"], say=told.append)
+    assert told == []
+    assert list(tmp_path.iterdir()) == [source]
