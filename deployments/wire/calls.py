@@ -25,7 +25,19 @@ class Withdrawer(Protocol):
 class Entry:
     """A submitted request; as a `Ticket`, what its submitter holds."""
 
-    __slots__ = ("attempts", "call", "deadline_s", "owner", "reply", "request", "rows", "seq", "size_bytes", "state")
+    __slots__ = (
+        "attempts",
+        "call",
+        "deadline_s",
+        "lost_on",
+        "owner",
+        "reply",
+        "request",
+        "rows",
+        "seq",
+        "size_bytes",
+        "state",
+    )
 
     def __init__(self, owner: Withdrawer, request: TensorRequest, reply: Reply) -> None:
         self.owner = owner
@@ -36,6 +48,7 @@ class Entry:
         self.size_bytes = 0
         self.seq = 0
         self.attempts = 0
+        self.lost_on = ""  # the node whose replica did not answer it
         self.state = DONE
         self.call: Call | None = None
 
@@ -82,6 +95,7 @@ class Peer:
         "exclusive",
         "heard_s",
         "key",
+        "node",
         "outstanding_rows",
         "owes_since_s",
         "pinged_s",
@@ -90,8 +104,9 @@ class Peer:
         "told_s",
     )
 
-    def __init__(self, key: int, queue_rows: int, now_s: float, ahead_rows: int) -> None:
+    def __init__(self, key: int, queue_rows: int, now_s: float, ahead_rows: int, node: str) -> None:
         self.key = key
+        self.node = node
         self.queue_rows = queue_rows
         self.ahead_rows = ahead_rows
         self.told_s = now_s  # when it said so

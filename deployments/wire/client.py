@@ -173,7 +173,8 @@ class VersionClient:
 
     def link_up(self, link: Link, welcome: Welcome) -> None:
         self._by_key[link.key] = link
-        self._pool.connected(link.key, welcome.queue_rows, time.monotonic(), welcome.ahead_rows)
+        node = link.addresses.get("node", "")
+        self._pool.connected(link.key, welcome.queue_rows, time.monotonic(), welcome.ahead_rows, node)
         if link.leaving:
             self._pool.draining(link.key)
         self._schedule()

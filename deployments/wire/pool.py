@@ -7,8 +7,9 @@ micro-batches were in flight goes out with the next one, and an idle pool sends 
 deadline even at best (`cluster.policy.arrival`) is refused when it comes.
 
 When a replica's connection breaks, its unanswered requests become suspects: each has one more chance, alone on a
-replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. A replica
-that stays silent while it owes answers is set aside until it speaks, and what it owes is tried elsewhere if there is
+replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. That is a
+replica of another node if there is one: a node that dies takes its replicas along, one shortly after the other, and
+no request is to blame. A replica that stays silent while it owes answers is set aside until it speaks, and what it owes is tried elsewhere if there is
 an elsewhere. Each micro-batch has a call id of its own; a result for a call that is no longer open is dropped.
 
 The shell (`deployments.wire.client`) tells events through the methods, calls `step`, carries out the actions it
@@ -144,9 +145,9 @@ class Pool:
         for entry in self._all_waiting():
             self._settle(entry, error)
 
-    def connected(self, key: int, queue_rows: int, now_s: float, ahead_rows: int = 0) -> None:
+    def connected(self, key: int, queue_rows: int, now_s: float, ahead_rows: int = 0, node: str = "") -> None:
         """A replica can be used from now on."""
-        self.peers[key] = Peer(key, queue_rows, now_s, ahead_rows)
+        self.peers[key] = Peer(key, queue_rows, now_s, ahead_rows, node)
         self._beyond_rows += ahead_rows
         self._now_s = now_s
         self._pace.forget()
@@ -285,6 +286,7 @@ class Pool:
         if not self._suspects:
             return False
         usable = [peer for peer in self.peers.values() if peer.usable]
+        usable = [peer for peer in usable if peer.node != self._suspects[0].lost_on] or usable
         idle = next((peer for peer in usable if not peer.calls), None)
         if idle is not None:
             self._send(idle, [self._suspects.popleft()], now_s)
@@ -338,6 +340,7 @@ class Pool:
             if entry.state != SENT or entry.call is not call:
                 continue
             entry.call = None
+            entry.lost_on = call.peer.node
             if entry.attempts >= MAX_ATTEMPTS:
                 self._settle(entry, EngineFailed(verdict))
                 continue

@@ -411,6 +411,33 @@ def test_a_busy_replica_is_kept_free_for_a_suspect_instead_of_starving_it():
     assert caller.sends() == [(2, 4, ["b"])]
 
 
+def test_what_a_replica_left_unanswered_goes_to_another_node_because_its_own_may_be_dying():
+    caller = Caller()
+    for peer, node in ((1, "a"), (2, "a"), (3, "b")):
+        caller.pool.connected(peer, 0, 0.0, node=node)
+    for tag in ("x", "y", "z"):
+        caller.submit(tag, rows=4)
+    assert caller.sends() == [(1, 1, ["x"]), (2, 2, ["y"]), (3, 3, ["z"])]
+    caller.answer(2, 2, ["y"])
+    caller.pool.lost(1)
+    assert caller.sends() == []  # though 2 is idle
+    caller.pool.lost(2)
+    caller.answer(3, 3, ["z"])
+    assert caller.sends() == [(3, 4, ["x"])]
+    caller.answer(3, 4, ["x"])
+    assert caller.outcome("x").data == (b"x",)
+
+
+def test_without_another_node_the_next_replica_gets_what_one_left_unanswered():
+    caller = Caller()
+    for peer in (1, 2):
+        caller.pool.connected(peer, 0, 0.0, node="a")
+    caller.submit("x")
+    assert caller.sends() == [(1, 1, ["x"])]
+    caller.pool.lost(1)
+    assert caller.sends() == [(2, 2, ["x"])]
+
+
 def test_a_silent_replica_is_set_aside_and_its_work_done_elsewhere():
     caller = connected(1)
     caller.submit("a")
