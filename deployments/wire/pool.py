@@ -9,8 +9,9 @@ deadline even at best (`cluster.policy.arrival`) is refused when it comes.
 When a replica's connection breaks, its unanswered requests become suspects: each has one more chance, alone on a
 replica, with nothing else in flight there, so that a request which kills replicas takes no other with it. That is a
 replica of another node if there is one: a node that dies takes its replicas along, one shortly after the other, and
-no request is to blame. A replica that stays silent while it owes answers is set aside until it speaks, and what it owes is tried elsewhere if there is
-an elsewhere. Each micro-batch has a call id of its own; a result for a call that is no longer open is dropped.
+no request is to blame. A replica that stays silent while it owes answers is set aside until it speaks, and what it
+owes is tried elsewhere if there is an elsewhere. Each micro-batch has a call id of its own; a result for a call that
+is no longer open is dropped.
 
 The shell (`deployments.wire.client`) tells events through the methods, calls `step`, carries out the actions it
 returns, and calls every reply in `answers`, which it empties. Times are on the shell's monotonic clock.
