@@ -19,7 +19,7 @@ from converters.proof.parity import HISTOGRAM_DECADES
 
 PAGE = "report.html"
 POINTS = 400  # per agreement plot
-MAX_PLOTTED = 8  # outputs
+MAX_AGREEMENTS = 8  # plots of agreement: each is some 25 kB of a page
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -148,19 +148,37 @@ def _outputs(report: Report) -> str:
         f"<h2>{_whose(report)} compared with {escape(report.against)}</h2>",
         f'<div class="card">{_table(head, rows)}<p class="why">{escape(why)}</p></div>',
     ]
-    for o in report.parity["outputs"][:MAX_PLOTTED]:
+    for i, o in enumerate(report.parity["outputs"]):
         cards = []
         if o.get("histogram"):
             labels = ["exact", *(f"1e{d}" if d % 2 == 0 and d > -10 else "" for d in HISTOGRAM_DECADES)]
             plot = plots.columns(labels, o["histogram"], "relative error of an element (up to)", "elements")
             cards.append(f"<h3>{escape(o['name'])}: errors</h3>{plot}")
         expected, got = report.points.get(o["name"], ((), ()))
-        if expected:
+        if expected and i < MAX_AGREEMENTS:
             plot = plots.scatter(expected, got, report.against, "this model" if executed else "the ONNX file")
             cards.append(f"<h3>{escape(o['name'])}: agreement ({len(expected)} of {o['elements']:,} values)</h3>{plot}")
         if cards:
             parts.append(f'<div class="pair" style="margin-top:14px">{"".join(_card(c) for c in cards)}</div>')
-    return "\n".join(parts)
+    return "\n".join([*parts, *(f'<p class="why">{escape(text)}</p>' for text in _not_drawn(report))])
+
+
+def _not_drawn(report: Report) -> list[str]:
+    """Which plots the page does not have, and why."""
+    outputs = report.parity["outputs"]
+    plain = [o["name"] for o in outputs if not o.get("histogram")]
+    further = [o["name"] for o in outputs[MAX_AGREEMENTS:] if report.points.get(o["name"], ((), ()))[0]]
+    texts = []
+    if plain:
+        texts.append(
+            f"No errors are drawn of {', '.join(plain)}: only finite floating values that both sides gave have a "
+            "relative error. Whole numbers and text are equal or not, which the table counts as out of tolerance."
+        )
+    if further:
+        texts.append(
+            f"No agreement is drawn of {', '.join(further)}: only the first {MAX_AGREEMENTS} outputs have that plot."
+        )
+    return texts
 
 
 def _whose(report: Report) -> str:
@@ -184,15 +202,18 @@ def _costs(costs: Sequence[Cost]) -> str:
     if not costs:
         return ""
     sizes = plots.bars({c.name: c.size_bytes for c in costs}, {c.name: size_text(c.size_bytes) for c in costs})
-    curves = {
-        c.name: {int(rows): float(s) / int(rows) * 1e3 for rows, s in c.profile["seconds_by_rows"].items()}
+    latencies = {
+        c.name: {int(rows): float(s) * 1e3 for rows, s in c.profile["seconds_by_rows"].items()}
         for c in costs
         if c.profile.get("seconds_by_rows")
     }
     names = [c.name for c in costs]
     cards = [f"<h3>Size on disk</h3>{sizes}"]
-    if curves:
-        cards.append(f"<h3>Time per row</h3>{plots.lines(curves, names, 'rows in a batch', 'milliseconds a row')}")
+    if latencies:
+        of_a_row = {name: {rows: ms / rows for rows, ms in curve.items()} for name, curve in latencies.items()}
+        across = "rows in a batch"
+        cards.append(f"<h3>Latency of a batch</h3>{plots.lines(latencies, names, across, 'milliseconds a batch')}")
+        cards.append(f"<h3>Time per row</h3>{plots.lines(of_a_row, names, across, 'milliseconds a row')}")
     own = costs[0].profile
     where = ""
     if "cpu_model" in own:

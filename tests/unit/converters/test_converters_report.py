@@ -35,9 +35,9 @@ def page(found, points=None, costs=(Cost("fp16", 1000, PROFILE), Cost("source", 
 def test_a_page_shows_verdict_measures_and_costs():
     expected = np.random.default_rng(0).standard_normal((3, 4))
     html = page(parity(expected, expected * 1.001), {"scores": sample_points([expected], [expected * 1.001])})
-    for text in ("Near enough", "60.0 dB", "m&lt;1&gt;.onnx", "a &amp; b", "Size on disk", "Time per row", "cold load"):
+    for text in ("Near enough", "60.0 dB", "m&lt;1&gt;.onnx", "a &amp; b", "Size on disk", "cold load"):
         assert text in html
-    assert html.count("<svg") == 4 and "<script" not in html and "http" not in html.replace("http-equiv", "")
+    assert html.count("<svg") == 5 and "<script" not in html and "http" not in html.replace("http-equiv", "")
 
 
 def test_every_plot_is_well_formed():
@@ -45,6 +45,28 @@ def test_every_plot_is_well_formed():
     html = page(parity(expected, expected * 1.001), {"scores": sample_points([expected], [expected])})
     for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         ElementTree.fromstring(svg)
+
+
+def test_latency_is_drawn_of_whole_batches_and_of_a_row():
+    """1 ms for one row and 1.5 ms for two: a batch takes longer, a row in it less."""
+    html = page(parity(np.ones((3, 4)), np.ones((3, 4))))
+    for title, milliseconds in (("Latency of a batch", "1.5"), ("Time per row", "0.75")):
+        drawn = re.search(f"<h3>{title}</h3>(.*?)</svg>", html, re.DOTALL)[1]
+        assert re.findall(r"<title>fp16, (\d): ([\d.]+)</title>", drawn) == [("1", "1"), ("2", milliseconds)]
+
+
+def test_every_output_has_its_errors_drawn_or_is_named_with_the_reason():
+    draw = np.random.default_rng(0)
+    tolerance = tolerance_for("fp16")
+    arrays = {"class": np.arange(5)} | {f"state_{i}": draw.standard_normal((3, 4)) for i in range(9)}
+    outputs = tuple(compare(name, [array], [array], tolerance) for name, array in arrays.items())
+    found = Parity("torch", "fp16", tolerance, ({"inputs": "sample", "rows": 3},), outputs).to_json()
+    html = page(found, {name: sample_points([array], [array]) for name, array in arrays.items()})
+    assert html.count(": errors</h3>") == 9 and html.count(": agreement (") == 8
+    assert "No errors are drawn of class: " in html and "Whole numbers and text" in html
+    assert "No agreement is drawn of state_7, state_8: only the first 8 outputs" in html
+    ones = np.ones((3, 4))
+    assert "drawn of" not in page(parity(ones, ones), {"scores": sample_points([ones], [ones])})
 
 
 def test_a_page_says_which_device_was_measured():
