@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster import __version__
 from cluster.artifact import MANIFEST, PARITY, PROFILE, SAMPLE, Artifact, Manifest, hash_files, write_manifest
-from cluster.errors import InvalidRequest
+from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.candidate import Candidate, Case, Options
 from converters.proof.report import PAGE, Cost, Report, render
@@ -30,8 +30,12 @@ def seal(
     report: Report,
     notes: Sequence[str],
 ) -> Artifact:
-    """The finished artifact in the candidate's folder: report written, every file hashed and verified."""
+    """The finished artifact in the candidate's folder: report written, every file hashed and verified.
+
+    Raises: ConversionFailed as `refuse_strays`.
+    """
     folder = candidate.root
+    refuse_strays(candidate)
     (folder / PAGE).write_text(render(report), encoding="utf-8")
     artifact = write_manifest(folder, manifest_of(candidate, signature, options, hash_files(folder), notes))
     artifact.verify()
@@ -58,6 +62,23 @@ def manifest_of(
         labels=options.labels,
         extra={**candidate.extra, **({"notes": list(notes)} if notes else {})},
     )
+
+
+def refuse_strays(candidate: Candidate) -> None:
+    """What a tool left beside an ONNX model must not be sealed with it: it may be large, and its name a random one.
+
+    Raises: ConversionFailed naming every file that is neither the model's nor evidence.
+    """
+    if candidate.path.suffix != ".onnx":
+        return
+    from converters.onnx.file import external_files
+
+    root = candidate.root
+    known = {candidate.path, *(candidate.path.parent / name for name in external_files(candidate.path))}
+    files = (file for file in root.rglob("*") if file.is_file() and file not in known)
+    strays = sorted(file.relative_to(root).as_posix() for file in files if file.name not in EVIDENCE)
+    if strays:
+        raise ConversionFailed(f"{candidate.path.name}: expected nothing beside it but its weights, got {strays}")
 
 
 def write_sample(folder: Path, cases: Sequence[Case], inputs: Sequence[TensorSpec]) -> int:

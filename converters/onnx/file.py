@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 from onnx import TensorProto
-from onnx.external_data_helper import load_external_data_for_model
+from onnx.external_data_helper import load_external_data_for_model, set_external_data
 
 from cluster.artifact import sha256_of
 from cluster.errors import ConversionFailed
@@ -25,6 +25,7 @@ from converters.source_cases import fixed_note, with_cases
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 INLINE_BYTES = 1_500_000_000  # protobuf messages end at 2 GiB
+LEAST_EXTERNAL_BYTES = 1024  # smaller tensors stay in the model
 MAX_MODEL_BYTES = 64 << 30
 
 _QUANTISED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
@@ -113,10 +114,15 @@ def external_of(path: Path) -> dict[str, dict[str, str]]:
 
     Raises: ConversionFailed as `read`.
     """
+    locations = external_files(path)
+    return {"external": {name: sha256_of(path.parent / name) for name in locations}} if locations else {}
+
+
+def external_files(path: Path) -> tuple[str, ...]:
+    """Where a model keeps weights, relative to its folder and sorted. Raises: ConversionFailed as `read`."""
     model = _opened(path)
     confine(model, path.parent)
-    locations = sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)})
-    return {"external": {name: sha256_of(path.parent / name) for name in locations}} if locations else {}
+    return tuple(sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)}))
 
 
 def _is_true(tensor: TensorProto | None) -> bool:
@@ -201,12 +207,22 @@ def _location(tensor: TensorProto) -> str:
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a model whose weights are in memory, beside it in one file where they are too large for protobuf."""
+    """Write a model whose weights are in memory, beside it in one file where they are too large for protobuf.
+
+    The model keeps its weights, so that it can be changed and saved again.
+    """
     size = model.ByteSize() if _countable(model) else INLINE_BYTES
     if size < INLINE_BYTES:
         onnx.save(model, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_FILE)
+        return path
+    # onnx's own option for this fails if the current folder, of all places, has a file of that name.
+    path.with_name(DATA_FILE).unlink(missing_ok=True)  # it would be appended to
+    for graph in graphs(model.graph):
+        for tensor in graph.initializer:
+            if len(tensor.raw_data) >= LEAST_EXTERNAL_BYTES:
+                set_external_data(tensor, DATA_FILE)
+    onnx.save(model, path)  # which takes the weights out of the model
+    load_external_data_for_model(model, str(path.parent))
     return path
 
 

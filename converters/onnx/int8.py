@@ -7,6 +7,7 @@ data. Per-tensor weights ruin networks with depthwise convolutions, so they are 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from cluster.errors import ConversionFailed, InvalidRequest, ServingError
 from converters.candidate import Candidate, Options, Say
 from converters.isolated import describe
 from converters.onnx.failures import brief
-from converters.onnx.file import MODEL_FILE, is_large
+from converters.onnx.file import MODEL_FILE, is_large, read, save
 from converters.samples import calibration_calls
 
 
@@ -76,11 +77,10 @@ def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flav
     inputs, _ = describe(candidate.path)
     calls = calibration_calls(options.calibrate, inputs, batched=options.max_rows > 1)
     say(f"quantising to {flavour.label} with {len(calls)} calibration calls")
-    target = work / MODEL_FILE
-    with prepared(candidate.path, work) as source:
+    with prepared(candidate.path, work) as (source, made):
         quantize_static(
             str(source),
-            str(target),
+            str(made),
             _Cases(calls),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(flavour.operators) or None,
@@ -92,8 +92,10 @@ def quantised(candidate: Candidate, work: Path, options: Options, say: Say, flav
             # Scales are adjusted to biases, which must have one dimension for that (ONNX Runtime 1.31).
             extra_options={**flavour.options, "QDQDisableWeightAdjustForInt32Bias": _has_wide_bias(source)},
         )
-    if not any(node.op_type == "DequantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
+        model = read(made)
+    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
         raise ConversionFailed(f"{flavour.label}: nothing in this model can be quantised")
+    target = save(model, work / MODEL_FILE)
     tools = {**candidate.tools, "onnxruntime": ort.__version__}
     return replace(candidate, path=target, precision="int8", tools=tools)
 
@@ -112,27 +114,32 @@ def refuse_quantised(candidate: Candidate) -> None:
 
 
 @contextmanager
-def prepared(source: Path, work: Path) -> Iterator[Path]:
-    """The model with shapes inferred and BatchNorm folded, as the quantisers want it, while the context lasts.
+def prepared(source: Path, work: Path) -> Iterator[tuple[Path, Path]]:
+    """The model with shapes inferred and BatchNorm folded, as the quantisers want it, and where they may write.
+
+    Both lie in a folder that lasts as long as the context, as what is called here leaves files under random names
+    beside its own. Weights go into a file named after the model's, which onnx refuses to write if the current folder
+    has one of that name: neither is called as an artifact's is.
 
     Raises: ConversionFailed for whatever ONNX Runtime raises inside the context.
     """
-    file = work / "prepared.onnx"
     large = is_large(source)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # the quantiser logs advice through the root logger
     ort.set_default_logger_severity(3)
     try:
-        quant_pre_process(
-            str(source),
-            str(file),
-            skip_symbolic_shape=True,
-            save_as_external_data=large,
-            all_tensors_to_one_file=large,
-        )
-        _forget_weight_shapes(file)
-        yield file
+        with tempfile.TemporaryDirectory(prefix="prepared-", dir=work) as folder:
+            file, made = Path(folder) / "prism-prepared.onnx", Path(folder) / "prism-quantised.onnx"
+            quant_pre_process(
+                str(source),
+                str(file),
+                skip_symbolic_shape=True,
+                save_as_external_data=large,
+                all_tensors_to_one_file=large,
+            )
+            _forget_weight_shapes(file)
+            yield file, made
     except ServingError:
         raise
     except Exception as error:
@@ -140,8 +147,6 @@ def prepared(source: Path, work: Path) -> Iterator[Path]:
     finally:
         root.setLevel(level)
         ort.set_default_logger_severity(2)  # what it is by default; it cannot be asked
-        for leftover in work.glob(file.name + "*"):
-            leftover.unlink()
 
 
 def _forget_weight_shapes(file: Path) -> None:

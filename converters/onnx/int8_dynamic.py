@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cluster.errors import ConversionFailed
 from converters.candidate import Candidate, Options, Say
-from converters.onnx.file import MODEL_FILE, is_large
+from converters.onnx.file import MODEL_FILE, is_large, read, save
 from converters.onnx.int8 import prepared, refuse_quantised
 
 NOTE = "INT8 ranges are taken over a whole call, so a row's answer depends a little on the rows that share its call"
@@ -24,18 +23,19 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     """`candidate` with INT8 matrix products. Raises: ConversionFailed if it has none, or ONNX Runtime cannot."""
     refuse_quantised(candidate)
     say("quantising matrix products to INT8")
-    target = work / MODEL_FILE
-    with prepared(candidate.path, work) as source:
+    with prepared(candidate.path, work) as (source, made):
         quantize_dynamic(
             str(source),
-            str(target),
+            str(made),
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=is_large(candidate.path),
         )
-    kinds = {node.op_type for node in onnx.load(target, load_external_data=False).graph.node}
+        model = read(made)
+    kinds = {node.op_type for node in model.graph.node}
     if not kinds & {"MatMulInteger", "DynamicQuantizeLinear"}:
         raise ConversionFailed("int8-dynamic: this model has no matrix product with fixed weights; int8 may do")
+    target = save(model, work / MODEL_FILE)
     tools = {**candidate.tools, "onnxruntime": ort.__version__}
     return replace(candidate, path=target, precision="int8", tools=tools, notes=(*candidate.notes, NOTE))

@@ -122,6 +122,31 @@ def test_safetensors_and_int8_in_one_command_are_compared_with_torch(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["int8", "onnx"]
 
 
+def test_weights_too_large_for_one_message_lie_in_one_file_beside_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr("converters.onnx.file.INLINE_BYTES", 1000)
+    monkeypatch.setattr("converters.torch.onnx.INLINE_BYTES", 1000)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx.data").touch()  # onnx refuses to write weights if the current folder has such a file
+    rows = np.random.default_rng(0).standard_normal((32, 4)).astype("f4")
+    np.savez(tmp_path / "rows.npz", x=rows)
+
+    def wide():
+        return nn.Sequential(nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 3))
+
+    names = ("onnx", "optimized", "fp16", "bf16", "int8", "int8-trt", "int8-dynamic", "fp8-trt", "tensorrt-int8")
+    calibrated = quick(factory=wide, calibrate=tmp_path / "rows.npz", sample=tmp_path / "rows.npz", engine="on-load")
+    made = convert(weights(seeded(wide), tmp_path / "w.pth"), tmp_path / "out", names, calibrated)
+    evidence = {"parity.json", "profile.json", "report.html", "sample.npz"}
+    for name, artifact in zip(names, made, strict=True):
+        answered = {"answers.npz"} if name in ("bf16", "fp8-trt", "tensorrt-int8") else set()
+        assert set(artifact.manifest.files) == {"model.onnx", "model.onnx.data"} | evidence | answered, name
+        artifact.verify()
+    # FP32 weights are 16384 bytes; what TensorRT reads holds them with the nodes that quantise them.
+    sizes = {name: (a.path / "model.onnx.data").stat().st_size for name, a in zip(names, made, strict=True)}
+    assert sizes["fp16"] == sizes["bf16"] == sizes["onnx"] // 2 and sizes["int8"] < 0.6 * sizes["onnx"]
+    assert sizes["onnx"] <= sizes["fp8-trt"] < 1.2 * sizes["onnx"]
+
+
 def test_several_inputs_and_a_second_free_axis(tmp_path):
     options = quick(factory=Tokens, inputs=("mask:INT64:N,L=5", "ids:INT64:N,L=5"))
     (artifact,) = convert(weights(seeded(Tokens), tmp_path / "w.pth"), tmp_path / "out", options=options)
