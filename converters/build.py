@@ -22,7 +22,7 @@ from cluster.errors import ConversionFailed, InvalidRequest, OperatorError
 from converters.apart import Mark, make_apart
 from converters.candidate import Candidate, Options, Say
 from converters.formats import Format, source_format
-from converters.proof.metrics import parse_metric
+from converters.proof.evaluation import check_gate
 from converters.proof.proving import Proof, prove, reference_from
 from converters.proof.report import Cost, Report
 from converters.ranges import parse_ranges
@@ -111,9 +111,7 @@ def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:
     if not ways:
         raise InvalidRequest("to: expected at least one target, got none")
     parse_ranges(options.dynamic)
-    parse_metric(options.metric)
-    if options.max_drop is not None and options.evaluate is None:
-        raise InvalidRequest("max_drop: it bounds a metric, which needs labelled data (--evaluate data.npz)")
+    check_gate(options)
     needing = [target for target, steps in ways.items() if any(step.calibrates for step in steps)]
     if needing and options.calibrate is None:
         raise InvalidRequest(f"calibrate: {needing[0]} needs calibration data (--calibrate data.npz), got none")

@@ -101,6 +101,22 @@ def edge_cases(data: Mapping[str, np.ndarray], ranges: Sequence[AxisRange], rows
     return tuple(found)
 
 
+def unranged_notes(specs: Sequence[TensorSpec], ranges: Sequence[AxisRange], cases: Sequence[Case]) -> tuple[str, ...]:
+    """The sizes at which free axes other than rows were proved, where nobody stated a range. Like axes share a note."""
+    stated = {(r.name, r.axis) for r in ranges}
+    groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for spec in specs:
+        for axis, size in enumerate(spec.shape):
+            if axis and size == ANY and (spec.name, axis) not in stated:
+                sizes = tuple(sorted({case.inputs[spec.name].shape[axis] for case in cases}))
+                groups.setdefault((axis, sizes), []).append(spec.name)
+    return tuple(
+        f"axis {axis} of {', '.join(names)} is free and was proved at {', '.join(map(str, sizes))} only: --dynamic "
+        f"{names[0]}:{axis}=MIN..MAX{', and so for each,' if len(names) > 1 else ''} proves both ends of a range"
+        for (axis, sizes), names in groups.items()
+    )
+
+
 def _sized(array: np.ndarray, name: str, sizes: Mapping[tuple[str, int], int], rows: int | None) -> np.ndarray:
     for axis in range(array.ndim):
         size = rows if axis == 0 and rows is not None else sizes.get((name, axis))

@@ -14,11 +14,12 @@ from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, DTYPES, TensorSpec
 from converters.candidate import Case, Options
 from converters.proof import evaluation
-from converters.ranges import EDGE_ROWS, check_ranges, edge_cases, parse_ranges, typical_sizes
+from converters.ranges import EDGE_ROWS, check_ranges, edge_cases, parse_ranges, typical_sizes, unranged_notes
 
 MAX_DATA_BYTES = 8 << 30  # unpacked
 PROOF_ROWS = 64  # of each origin; more prove little more and cost the user's time
 LARGER_ROWS = 8
+MOST_BYTES = 256 << 20  # of input in the one call with the most rows, where those are more than PROOF_ROWS
 CALIBRATION_ROWS = 8  # per call: enough to keep a core busy, small enough for memory
 ROWS_SYMBOL = "N"
 
@@ -139,10 +140,14 @@ def random_data(specs: Sequence[TensorSpec], rows: int, free: int = 1, seed: int
 
 
 def row_cases(data: Mapping[str, np.ndarray], origin: str, max_rows: int) -> tuple[Case, ...]:
-    """Calls with 1 and 3 rows, with a larger count and with the most, cut from `data` (repeated if it is shorter)."""
+    """Calls with 1 and 3 rows, with a larger count and with the most, cut from `data` (repeated if it is shorter).
+
+    The most are `max_rows`, or as many as `MOST_BYTES` hold if those are fewer, but at least `PROOF_ROWS`.
+    """
     have = next(iter(data.values())).shape[0]
     most = min(PROOF_ROWS, max(have, LARGER_ROWS))
-    counts = {min(n, max_rows) for n in (1, 3, most)} | ({max_rows} if max_rows <= PROOF_ROWS else set())
+    fitting = MOST_BYTES // max(1, sum(array.nbytes // have for array in data.values()))
+    counts = {min(n, max_rows) for n in (1, 3, most, max(PROOF_ROWS, fitting))}
     calls = [range(n) for n in sorted(counts)]
     calls += [range(n, min(n + max_rows, most)) for n in range(max_rows, most, max_rows)]  # what max_rows cut off
     return tuple(Case(origin, len(rows), {name: take(array, rows) for name, array in data.items()}) for rows in calls)
@@ -215,6 +220,20 @@ def cases_for(specs: Sequence[TensorSpec], options: Options, batched: bool, free
         found += row_cases(checked, origin, options.max_rows) if batched else call_cases(checked, specs, origin)
         edges = edges or edge_cases(checked, ranges, min(EDGE_ROWS, options.max_rows) if batched else None)
     return (*found, *edges, *_evaluation_cases(specs, options, batched))
+
+
+def cases_notes(cases: Sequence[Case], specs: Sequence[TensorSpec], options: Options, batched: bool) -> tuple[str, ...]:
+    """Which edges of what `specs` and `options` allow no call of `cases` is at, and why."""
+    notes = unranged_notes(specs, parse_ranges(options.dynamic), cases)
+    largest = max(cases, key=lambda case: case.rows)
+    if not batched or largest.rows >= options.max_rows:
+        return notes
+    size = sum(array.nbytes for array in largest.inputs.values()) / largest.rows * options.max_rows
+    return (
+        f"proved with up to {largest.rows} rows a call, of {options.max_rows} allowed: the input of so many has "
+        f"{size / 1e6:.0f} MB, and a proof makes calls of at most {MOST_BYTES / 1e6:.0f} MB",
+        *notes,
+    )
 
 
 def _evaluation_cases(specs: Sequence[TensorSpec], options: Options, batched: bool) -> tuple[Case, ...]:

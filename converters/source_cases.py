@@ -27,7 +27,9 @@ def with_cases(candidate: Candidate, inputs: Specs, options: Options, batched: b
         except ConversionFailed as error:
             failure = error.message
             continue
-        note = f"free dimensions other than rows were tried with {size}; --sample or --input states real sizes"
+        note = (
+            f"no size was stated for free dimensions other than rows, and {size} works: --sample or --input states one"
+        )
         return replace(candidate, cases=cases, notes=(*candidate.notes, note))
     raise ConversionFailed(
         f"the model accepts none of {', '.join(map(str, FREE_SIZES))} in its free dimensions ({failure}); "

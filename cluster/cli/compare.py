@@ -15,6 +15,7 @@ Examples:
   prism compare fp32-artifact int8-artifact --report compare.html
   prism compare old.onnx new.onnx --sample photos.npz --tolerance sqnr=40
   prism compare saved_model/ model.tflite --sample photos.npz
+  prism compare old.onnx new.onnx --output scores=logits
   prism compare weights.pth artifact --factory mymodel:build
   prism compare fp32-artifact int8-artifact --evaluate labelled.npz --max-drop 0.01
 """
@@ -24,6 +25,13 @@ Examples:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--sample", type=click.Path(path_type=Path), help=".npz of inputs; without it an artifact's own sample.")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="NAME[=NAME]",
+    help="Compare only this output of FIRST, with the one that SECOND calls so; without it, all that FIRST has.",
+)
 @click.option("--dynamic", multiple=True, metavar="NAME:AXIS=MIN..MAX", help="A free axis, compared at both ends.")
 @click.option("--evaluate", type=click.Path(path_type=Path), help=".npz of inputs with one array of labels more.")
 @click.option("--metric", default="accuracy", show_default=True, help="As in `prism convert`.")
@@ -46,6 +54,7 @@ def compare(
     first: Path,
     second: Path,
     sample: Path | None,
+    outputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     evaluate: Path | None,
     metric: str,
@@ -62,7 +71,8 @@ def compare(
     """Compare what SECOND answers with what FIRST answers; exit code 1 if they are not near enough.
 
     Both are artifact directories, or models as `prism convert` takes them: .onnx, .pt2, .tflite or .keras files,
-    SavedModel folders and so on, each of which is run by its own framework where that is installed.
+    SavedModel folders and so on, each of which is run by its own framework where that is installed. SECOND must have
+    every output that FIRST has, by name, or else by place; --output names pairs, and leaves out the others.
     """
     from converters.build import silent
     from converters.candidate import Options
@@ -83,7 +93,7 @@ def compare(
         apart=True,
         timeout_s=timeout_s,
     )
-    found = compare_artifacts(first, second, options, silent)
+    found = compare_artifacts(first, second, options, silent, outputs)
     if report is not None:
         try:
             report.write_text(found.page, encoding="utf-8")

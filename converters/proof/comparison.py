@@ -18,11 +18,12 @@ from converters.candidate import Case, Options, Say
 from converters.formats import Format, source_format
 from converters.isolated import run_cases
 from converters.proof.evaluation import ORIGIN as EVALUATION
-from converters.proof.evaluation import Evaluation, evaluate
+from converters.proof.evaluation import Evaluation, check_gate, evaluate
+from converters.proof.pairing import pair_inputs, pair_outputs
 from converters.proof.parity import TOLERANCES, Parity, compare, tolerance_for
 from converters.proof.report import Report, render, sample_points
 from converters.runtime import Arrays
-from converters.samples import cases_for, labelled
+from converters.samples import cases_for, cases_notes, labelled
 from converters.sealing import cost_of
 from converters.wrap import wrap
 
@@ -50,17 +51,21 @@ class Comparison:
     failures: tuple[str, ...]
 
 
-def compare_artifacts(first: Path, second: Path, options: Options, say: Say) -> Comparison:
+def compare_artifacts(first: Path, second: Path, options: Options, say: Say, outputs: Sequence[str] = ()) -> Comparison:
     """How far `second` is from `first`: artifact directories, or models as they came from training.
 
     A model that is no artifact is made one first, in the form that its own framework runs (`SERVED_AS`). The calls are
     made of `options.sample`, or of the sample of the first of both that is an artifact; without any, of random data.
     Rows share calls where both are batched. The tolerance is that of the less precise of both.
 
+    Args:
+        outputs: Which to compare, as `pairing.pair_outputs` has it; without any, `second` must have all of `first`'s.
+
     Raises:
-        InvalidRequest: They do not take the same inputs, or the data does not fit.
+        InvalidRequest: They do not take the same inputs, or the data or `outputs` do not fit.
         ConversionFailed: One of them cannot be made an artifact or fails on a call, or they have no output in common.
     """
+    check_gate(options)
     with ended_in_order(), tempfile.TemporaryDirectory(prefix="prism-") as scratch:
         known = options.sample or next((path / SAMPLE for path in (first, second) if is_artifact(path)), None)
         a = _artifact(first, Path(scratch, "a"), replace(options, sample=known), say)
@@ -68,7 +73,7 @@ def compare_artifacts(first: Path, second: Path, options: Options, say: Say) -> 
         sample = known or a.path / SAMPLE
         if sample == second / SAMPLE and options.sample is None:
             sample = _sample_for(a, b, Path(scratch, "sample.npz"))
-        return _compare(a, b, (str(first), str(second)), replace(options, sample=sample), say)
+        return _compare(a, b, (str(first), str(second)), replace(options, sample=sample), say, outputs)
 
 
 def is_artifact(path: Path) -> bool:
@@ -84,8 +89,6 @@ def _artifact(path: Path, place: Path, options: Options, say: Say) -> Artifact:
     if is_artifact(path):
         return wrap(path, place)
     target = SERVED_AS[source_format(path)]
-    if options.device == "gpu" and target == Format.PYTORCH:
-        target = Format.ONNX
     plain = replace(
         options, evaluate=None, max_drop=None, calibrate=None, tolerance={}, profile_s=min(PROFILE_S, options.profile_s)
     )
@@ -102,21 +105,25 @@ def _artifact(path: Path, place: Path, options: Options, say: Say) -> Artifact:
 def _sample_for(a: Artifact, b: Artifact, place: Path) -> Path:
     """The sample of `b` under the names that `a` has for its inputs."""
     ours, theirs = a.manifest.signature, b.manifest.signature
-    order = matched(ours, theirs)
+    order = pair_inputs(ours, theirs)
     with np.load(b.path / SAMPLE, allow_pickle=False) as sample:
         renamed = {spec.name: sample[theirs.inputs[i].name] for spec, i in zip(ours.inputs, order, strict=True)}
     np.savez(place, **renamed)
     return place
 
 
-def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options, say: Say) -> Comparison:
+def _compare(
+    a: Artifact, b: Artifact, names: tuple[str, str], options: Options, say: Say, asked: Sequence[str]
+) -> Comparison:
     ours, theirs = a.manifest.signature, b.manifest.signature
-    order = matched(ours, theirs)
-    cases = _cases(ours, theirs, order, options)
+    order = pair_inputs(ours, theirs)
+    pairing = pair_outputs(names, ours, theirs, asked)
+    columns = pairing.columns
+    specs, batched, most = _calls(ours, theirs, order)
+    cases = cases_for(specs, replace(options, max_rows=most), batched)
     say(f"comparing {len(cases)} calls")
     expected = _answers(names[0], a, cases, ours.inputs, options)
     got = _answers(names[1], b, cases, [ours.inputs[order.index(i)] for i in range(len(order))], options)
-    columns = _outputs(ours, theirs)
     precision = min(
         (a.manifest.precision, b.manifest.precision),
         key=lambda name: TOLERANCES.get(name, TOLERANCES["fp32"]).min_sqnr_db,
@@ -128,8 +135,8 @@ def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options,
     outputs = tuple(compare(name, e, g, tolerance) for name, (e, g) in sides.items())
     parity = Parity(names[0], precision, tolerance, tuple(case.describe() for case in cases), outputs)
     evaluation = _evaluated(options, cases, ours, columns, expected, got)
-    gates = [evaluation.failure] if evaluation is not None and evaluation.failure else []
-    notes = _left_out(names, ours, theirs, columns)
+    gates = [*pairing.failures, *([evaluation.failure] if evaluation is not None and evaluation.failure else [])]
+    notes = [*pairing.notes, *cases_notes(cases, specs, replace(options, max_rows=most), batched)]
     written = {
         **parity.to_json(),
         "evaluation": evaluation.to_json() if evaluation is not None else None,
@@ -150,27 +157,8 @@ def _compare(a: Artifact, b: Artifact, names: tuple[str, str], options: Options,
     return Comparison(written, render(report), (*parity.failures, *gates))
 
 
-def matched(a: Signature, b: Signature) -> list[int]:
-    """For each input of `a`, the input of `b` that takes the same: by name, otherwise by place.
-
-    Raises: InvalidRequest if there is no such pairing, or dtypes differ.
-    """
-    places = {spec.name: i for i, spec in enumerate(b.inputs)}
-    if set(places) == {spec.name for spec in a.inputs}:
-        order = [places[spec.name] for spec in a.inputs]
-    else:
-        order = list(range(len(b.inputs)))
-    pairs = [(spec, b.inputs[i]) for spec, i in zip(a.inputs, order, strict=False)]
-    if len(a.inputs) != len(b.inputs) or any(x.dtype != y.dtype or len(x.shape) != len(y.shape) for x, y in pairs):
-        raise InvalidRequest(f"compare: expected the same inputs, got {_brief(a.inputs)} and {_brief(b.inputs)}")
-    return order
-
-
-def _brief(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in specs)
-
-
-def _cases(ours: Signature, theirs: Signature, order: Sequence[int], options: Options) -> tuple[Case, ...]:
+def _calls(ours: Signature, theirs: Signature, order: Sequence[int]) -> tuple[list[TensorSpec], bool, int]:
+    """What calls both take: the inputs as FIRST calls them, whether rows share a call, and the most rows of one."""
     inputs = [theirs.inputs[i] for i in order]
     batched = ours.batched and all(spec.shape[:1] == (ANY,) for spec in inputs)
     # The stricter of both decides how data is cut: a size that one of them fixes is fixed, and so are the most rows.
@@ -178,8 +166,7 @@ def _cases(ours: Signature, theirs: Signature, order: Sequence[int], options: Op
         TensorSpec(x.name, x.dtype, tuple(max(d, e) for d, e in zip(x.shape, y.shape, strict=True)))
         for x, y in zip(ours.inputs, inputs, strict=True)
     ]
-    most = min(side.max_rows for side in (ours, theirs) if side.batched) if batched else 1
-    return cases_for(specs, replace(options, max_rows=most), batched)
+    return specs, batched, min(side.max_rows for side in (ours, theirs) if side.batched) if batched else 1
 
 
 def _answers(
@@ -194,28 +181,6 @@ def _answers(
             raise ConversionFailed(f"{name} fails on {case.rows} rows of {case.origin} data: {answer}")
         found.append(answer)
     return found
-
-
-def _outputs(a: Signature, b: Signature) -> dict[str, tuple[int, int]]:
-    """Outputs to compare, by the first artifact's names: those of the same name, otherwise those in the same place."""
-    places = {spec.name: i for i, spec in enumerate(b.outputs)}
-    found = {spec.name: (i, places[spec.name]) for i, spec in enumerate(a.outputs) if spec.name in places}
-    if found:
-        return found
-    if len(a.outputs) == len(b.outputs):
-        return {spec.name: (i, i) for i, spec in enumerate(a.outputs)}
-    raise ConversionFailed(f"nothing was compared: no output in common ({_brief(a.outputs)} and {_brief(b.outputs)})")
-
-
-def _left_out(names: tuple[str, str], a: Signature, b: Signature, columns: Mapping[str, tuple[int, int]]) -> list[str]:
-    """A note for each side that has outputs which the other has not."""
-    compared = [set(side) for side in zip(*columns.values(), strict=True)]
-    notes = []
-    for name, signature, taken in zip(names, (a, b), compared, strict=True):
-        own = [spec.name for i, spec in enumerate(signature.outputs) if i not in taken]
-        if own:
-            notes.append(f"outputs that only {name} has, not compared: {', '.join(own)}")
-    return notes
 
 
 def _evaluated(

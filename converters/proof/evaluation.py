@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.errors import InvalidRequest
 from cluster.tensors import ANY, TensorSpec
-from converters.candidate import Case
+from converters.candidate import Case, Options
 from converters.proof.metrics import Metric, parse_metric
 
 ORIGIN = "evaluation"
@@ -52,6 +52,16 @@ class Evaluation:
             f"{self.max_drop:g} is allowed"
         )
 
+    @property
+    def note(self) -> str | None:
+        """That there is no gate although one was asked for, or None."""
+        if self.max_drop is None or self.source is not None:
+            return None
+        return (
+            f"--max-drop bounds nothing here: this form is the source as it came, so its {self.metric.name} of "
+            f"{self.converted:.4f} has nothing to drop from"
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "metric": self.metric.name,
@@ -62,6 +72,13 @@ class Evaluation:
             "drop": self.drop,
             "max_drop": self.max_drop,
         }
+
+
+def check_gate(options: Options) -> None:
+    """Raises: InvalidRequest if the metric is unknown, or bounded without labelled data to measure it on."""
+    parse_metric(options.metric)
+    if options.max_drop is not None and options.evaluate is None:
+        raise InvalidRequest("max_drop: it bounds a metric, which needs labelled data (--evaluate data.npz)")
 
 
 def split(data: dict[str, np.ndarray], names: Sequence[str], path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:

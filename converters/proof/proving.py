@@ -23,7 +23,7 @@ from converters.proof.report import sample_points
 from converters.proof.sample_answers import write_answers
 from converters.ranges import EDGE
 from converters.runtime import Arrays, Specs
-from converters.samples import labelled, take
+from converters.samples import cases_notes, labelled, take
 from converters.sealing import check_labels, manifest_of, write_json, write_sample
 
 ALONE_ROWS = 3  # rows that are answered alone too
@@ -80,7 +80,9 @@ def prove(candidate: Candidate, options: Options, say: Say) -> Proof:
     evaluation = evaluated(candidate, signature, answers, options)
     if evaluation is not None and evaluation.failure:
         raise ConversionFailed(f"the {candidate.precision} model is not good enough: {evaluation.failure}")
-    notes = (*candidate.notes, *notes)
+    notes = (*candidate.notes, *notes, *cases_notes(candidate.cases, signature.inputs, options, signature.batched))
+    if evaluation is not None and evaluation.note:
+        notes = (*notes, evaluation.note)
     written = {
         **parity.to_json(),
         "batching": _brief(batching),

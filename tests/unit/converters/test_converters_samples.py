@@ -11,12 +11,14 @@ from converters.samples import (
     calibration_calls,
     call_cases,
     cases_for,
+    cases_notes,
     check_data,
     parse_input,
     random_data,
     read_npz,
     row_cases,
 )
+from converters.sealing import write_sample
 
 X = TensorSpec("x", "FP32", (ANY, 2))
 
@@ -103,6 +105,27 @@ def test_one_row_of_data_is_repeated():
     assert [case.rows for case in cases] == [1, 3, 8, 64]
 
 
+def test_the_most_rows_are_run_however_many_they_are_and_none_of_it_is_kept(tmp_path):
+    few, many = ({"x": np.arange(2 * n, dtype="f4").reshape(n, 2)} for n in (20, 1000))
+    assert [case.rows for case in row_cases(few, "sample", max_rows=128)] == [1, 3, 20, 128]
+    cases = row_cases(many, "sample", max_rows=1000)
+    assert [case.rows for case in cases] == [1, 3, 64, 1000]
+    assert cases_notes(cases, [X], Options(max_rows=1000), batched=True) == ()
+    write_sample(tmp_path, cases, [X])
+    assert read_npz(tmp_path / "sample.npz", "sample")["x"].shape == (3, 2)
+
+
+def test_the_most_rows_are_as_many_as_their_bytes_allow_and_a_note_says_so(monkeypatch):
+    monkeypatch.setattr(samples, "MOST_BYTES", 800)  # of 8 a row
+    data = {"x": np.ones((5, 2), "f4")}
+    cases = row_cases(data, "sample", max_rows=250_000)
+    assert [case.rows for case in cases] == [1, 3, 8, 100]
+    (note,) = cases_notes(cases, [X], Options(max_rows=250_000), batched=True)
+    assert "up to 100 rows a call, of 250000 allowed" in note and "2 MB" in note
+    monkeypatch.setattr(samples, "MOST_BYTES", 8)
+    assert [case.rows for case in row_cases(data, "sample", max_rows=1000)] == [1, 3, 8, 64]
+
+
 def test_no_call_is_larger_than_max_rows_and_no_data_is_lost():
     data = {"x": np.arange(40, dtype="f4").reshape(20, 2)}
     cases = row_cases(data, "sample", max_rows=8)
@@ -132,6 +155,21 @@ def test_a_stated_size_is_used_for_random_data():
     spec = TensorSpec("ids", "INT64", (ANY, ANY))
     cases = cases_for([spec], Options(inputs=("ids:INT64:N,L=7",)), batched=True)
     assert cases[0].inputs["ids"].shape == (1, 7)
+
+
+def test_a_free_axis_that_was_proved_at_one_size_is_told_unless_its_range_was_stated():
+    specs = [TensorSpec(name, "INT64", (ANY, ANY)) for name in ("ids", "mask")]
+
+    def notes(**changes):
+        options = Options(max_rows=8, **changes)
+        return cases_notes(cases_for(specs, options, batched=True), specs, options, batched=True)
+
+    stated = ("ids:INT64:N,L=128", "mask:INT64:N,L=128")
+    (note,) = notes(inputs=stated)
+    assert note.startswith("axis 1 of ids, mask is free and was proved at 128 only: --dynamic ids:1=MIN..MAX")
+    (note,) = notes(inputs=stated, dynamic=("ids:1=1..128",))
+    assert note.startswith("axis 1 of mask is free")
+    assert notes(dynamic=("ids:1=1..128", "mask:1=1..128")) == ()
 
 
 def test_every_calibration_row_is_used_once(tmp_path):
