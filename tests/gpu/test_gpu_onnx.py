@@ -10,9 +10,11 @@ import pytest
 from gpu_machine import marks
 
 from cluster.errors import EngineFailed
-from converters.build import convert
+from converters.build import convert, silent
 from converters.candidate import Options
+from converters.objective import parse_objective
 from converters.onnx.providers import CUDA
+from converters.optimize import optimize
 from converters.runtime import can_use_gpu, open_runtime
 from onnx_models import fixed_artifact, mlp_artifact, mlp_model, text_artifact, two_input_artifact
 
@@ -80,3 +82,17 @@ def test_a_conversion_is_proved_and_measured_on_the_gpu(tmp_path):
         assert artifact.cost_curve("gpu").rows == (1, 2, 4, 8)
         assert "gpu_model" in artifact.profile()["devices"]["gpu"]
         assert artifact.profile()["devices"]["gpu"]["gpu_bytes"] > 0
+
+
+def test_the_best_form_is_chosen_by_what_it_costs_on_the_gpu(tmp_path):
+    onnx.save(mlp_model(hidden=256), tmp_path / "m.onnx")
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).standard_normal((32, 4)).astype("f4"))
+    loose = {"rel": 1e-2, "abs": 1e-2}
+    options = Options(sample=tmp_path / "rows.npz", device="gpu", max_rows=8, profile_s=0.5, tolerance=loose)
+    goal = parse_objective("p99<50ms")
+    found = optimize(tmp_path / "m.onnx", tmp_path / "best", goal, options, silent, ("onnx", "fp16"), (1,))
+    assert not found.failed and {result.configuration.target for result in found.results} == {"onnx", "fp16"}
+    assert found.serving["accelerator"] == "gpu" and found.artifact.manifest.extra["serving"] == found.serving
+    (profile,) = found.artifact.profile()["devices"].items()
+    assert profile[0] == "gpu" and profile[1]["gpu_model"]
+    assert open_runtime(found.artifact, accelerator="gpu").provider == CUDA

@@ -1,5 +1,6 @@
 """PyTorch's served forms on a GPU: the answers are the CPU's, compiled or not, and a GPU that is asked for is used."""
 
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from converters.build import convert
 from converters.candidate import Options
+from converters.proof.comparison import compare_artifacts
 from converters.runtime import can_use_gpu, open_runtime
 
 
@@ -37,6 +39,17 @@ def test_a_gpu_answers_as_the_cpu_does(maker, tmp_path):
     for count in (1, 5, 16):
         for a, b in zip(on_gpu.run(rows(count)), open_runtime(artifact).run(rows(count)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_program_is_compared_as_pytorch_runs_it_on_the_gpu(tmp_path):
+    import torch_models
+
+    artifact = torch_models.program_artifact(tmp_path / "p")
+    shutil.copyfile(artifact.model_path, tmp_path / "net.pt2")
+    told = []
+    options = Options(device="gpu", max_rows=8, profile_s=0.5)
+    found = compare_artifacts(artifact.path, tmp_path / "net.pt2", options, told.append)
+    assert found.failures == () and "net.pt2 is run as pytorch" in told
 
 
 @pytest.mark.parametrize("target", ["pytorch", "torchscript"])
