@@ -36,7 +36,7 @@ class ForkedProofs:
             return subprocess.run(command, **options)
         assert self._process.stdin is not None and self._process.stdout is not None
         with tempfile.NamedTemporaryFile() as printed:
-            self._process.stdin.write(json.dumps([*command[-2:], printed.name]) + "\n")
+            self._process.stdin.write(json.dumps([*command[-2:], printed.name, os.getcwd()]) + "\n")
             self._process.stdin.flush()
             code = int(self._process.stdout.readline())
             return subprocess.CompletedProcess(command, code, b"", Path(printed.name).read_bytes())
@@ -56,9 +56,10 @@ def serve(modules: list[str]) -> None:
     for name in modules:
         import_module(name)
     for line in sys.stdin:
-        request, result, printed = json.loads(line)
+        request, result, printed, folder = json.loads(line)
         child = os.fork()
         if not child:
+            os.chdir(folder)
             prove(request, result, printed)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         answers.write(f"{code}\n")

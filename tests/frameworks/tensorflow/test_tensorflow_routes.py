@@ -1,10 +1,14 @@
 """Models go to TensorFlow and TFLite, and come from TensorFlow and Keras, with the same answers."""
 
+import importlib
+
+import documented
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from cluster.artifact import Artifact
 from cluster.errors import ConversionFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert
@@ -17,6 +21,19 @@ tf = pytest.importorskip("tensorflow", reason="run in the environment that `make
 keras = pytest.importorskip("keras")
 
 QUICK = Options(profile_s=0.05, max_rows=8)
+
+MY_MODEL = """
+import torch
+
+def build():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 7, stride=8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )
+"""
 
 
 def save(model, path):
@@ -115,6 +132,38 @@ def test_a_saved_model_folder_and_a_tflite_file_are_compared_as_they_are(network
     assert {case["inputs"] for case in found.parity["cases"]} == {"sample"}  # the SavedModel's, which was drawn
     off = compare_artifacts(made["tensorflow"].path, made["tflite-int8"].model_path, QUICK, told.append)
     assert any("signal to noise" in text for text in off.failures)  # INT8 is not near enough for FP32's tolerance
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/converters.md"])
+def test_the_classic_chain_is_one_command_as_its_page_shows_it(page, tmp_path, monkeypatch):
+    """From PyTorch, or from ONNX: an engine for the GPU that will serve it, a SavedModel and a TFLite file."""
+    arguments = documented.command(page, "--to tensorrt-int8,tensorflow,tflite")
+    from_torch = "weights.safetensors" in arguments
+    assert arguments[:2] == (["convert", "weights.safetensors"] if from_torch else ["convert", "model.onnx"])
+    images = np.random.default_rng(1).standard_normal((8, 3, 16, 16)).astype("f4")
+    if from_torch:
+        torch = pytest.importorskip("torch")
+        torch.manual_seed(0)
+        (tmp_path / "mymodel.py").write_text(MY_MODEL)
+        monkeypatch.syspath_prepend(tmp_path)
+        network = importlib.import_module("mymodel").build()
+        pytest.importorskip("safetensors.torch").save_file(network.state_dict(), tmp_path / "weights.safetensors")
+        images = np.random.default_rng(1).standard_normal((8, 3, 224, 224)).astype("f4")
+        np.savez(tmp_path / "photos.npz", image=images)
+    else:
+        save(cnn(), tmp_path / "model.onnx")
+        np.savez(tmp_path / "rows.npz", image=images)
+    monkeypatch.chdir(tmp_path)
+    printed = documented.run_quickly([*arguments, "--max-rows", "4"], monkeypatch)
+    made = {name: Artifact.read(tmp_path / arguments[-1] / name) for name in ("tensorrt-int8", "tensorflow", "tflite")}
+    for name, artifact in made.items():
+        artifact.verify()
+        parity = artifact.parity()
+        assert parity["passed"] and parity["kind"] == ("torch" if from_torch else "onnx") and name in printed
+        assert artifact.manifest.signature.inputs == (TensorSpec("image", "FP32", (ANY, *images.shape[1:])),)
+        assert parity["executed"] is (name != "tensorrt-int8")
+    assert made["tensorrt-int8"].manifest.extra["engine"]["precision"] == "int8"
+    assert "not built here" in printed
 
 
 def attention():
