@@ -176,7 +176,8 @@ class VersionStatus:
     `ready_once`: a replica of this digest was ready since the version was deployed. `spec`: the `spec_of` that all
     its replicas run, "" while a change is under way. Of `target_replicas`, `replicas` answer and `pending` wait for a
     node that has what they need; the others are starting. `accelerator` is what they are placed for: "cpu" or "gpu".
-    `scaling` is the last change of their number and why.
+    `scaling` is the last change of their number and why. `wants` is what autoscaling asked for last (0: not known),
+    `granted` the most it may have while others need the rest (0: nothing holds it).
     """
 
     version: str
@@ -191,6 +192,8 @@ class VersionStatus:
     pending: int = 0
     accelerator: str = ""
     scaling: str = ""
+    wants: int = 0
+    granted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

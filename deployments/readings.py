@@ -14,6 +14,9 @@ from deployments.metrics import ROWS, SECONDS, Cell, Histogram, Labels, Metrics
 
 WAITING_ROWS = "prism_queue_rows"
 REPLICAS = "prism_replicas"
+ANSWERED = "prism_replicas_answered"
+WANTED = "prism_replicas_wanted"
+GRANTED = "prism_replicas_granted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,13 @@ def with_grants(wanted: Mapping[str, Wanted], grants: Mapping[str, int]) -> dict
 
 
 def with_scaling(status: VersionStatus, note: Note | None, grant: int | None) -> VersionStatus:
-    """The status with the last change of replicas, and with what it is held to."""
+    """The status with the last change of replicas, what it wants, and what it is held to."""
     said = note.changed if note is not None else ""
     if grant is not None and note is not None and note.wants > grant:
         held = f"wants {note.wants} replicas and is granted {grant}: others need the rest"
         said = f"{held}; last change {said}" if said else held
-    return replace(status, scaling=said) if said != status.scaling else status
+    wants = note.wants if note is not None else 0
+    return replace(status, scaling=said, wants=wants, granted=grant or 0)
 
 
 def _stable(document: ModelDocument) -> str:

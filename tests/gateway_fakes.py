@@ -53,6 +53,7 @@ class FakeArm:
         self.record = record
         self.ready = True
         self.connected = 1
+        self.answered = 0
         self.hold = False
         self.refuse: ServingError | None = None
         self.requests: list[TensorRequest] = []
@@ -126,7 +127,7 @@ class FakeRoutes:
 
     def statuses(self, model: str) -> dict[str, VersionStatus]:
         return {
-            version: VersionStatus(version, self.states.get(version, "READY"), "", 1, 1, True, record.digest)
+            version: VersionStatus(version, self.states.get(version, "READY"), "", 1, 1, True, record.digest, wants=3)
             for version, record in self.document(model).versions.items()
             if record.deploy
         }

@@ -323,6 +323,8 @@ def version_facts(document: ModelDocument, version: str, status: VersionStatus |
         "pending": status.pending if status else 0,
         "accelerator": status.accelerator if status else "",
         "scaling": status.scaling if status else "",
+        "wants": status.wants if status else 0,
+        "granted": status.granted if status else 0,
         "share_bp": document.split.share_bp(version) if document.split else 0,
         "labels": sorted(label for label, at in document.labels.items() if at == version),
         "revision": document.revision,

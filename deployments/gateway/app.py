@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from cluster.documents import VersionStatus
 from cluster.settings import Settings
 from cluster.store import VersionStore
 from deployments.exposition import exposition
@@ -22,8 +23,8 @@ from deployments.gateway.models import ModelEndpoints
 from deployments.gateway.openapi import openapi
 from deployments.gateway.overview import overview
 from deployments.gateway.siblings import Siblings
-from deployments.metrics import Metrics
-from deployments.readings import REPLICAS, WAITING_ROWS
+from deployments.metrics import Gauges, Metrics
+from deployments.readings import ANSWERED, GRANTED, REPLICAS, WAITING_ROWS, WANTED
 
 _PAGE = {
     "": ("index.html", "text/html"),
@@ -114,4 +115,23 @@ def _gauges(dispatcher: Dispatcher, metrics: Metrics) -> None:
         REPLICAS,
         "Replicas that take work from this gateway",
         lambda: [(m, v, role(m, v), arm.connected) for (m, v), arm in dispatcher.arms().items()],
+    )
+    metrics.gauge(
+        ANSWERED,
+        "Of these the replicas that have answered it since they connected",
+        lambda: [(m, v, role(m, v), arm.answered) for (m, v), arm in dispatcher.arms().items()],
+    )
+
+    def told(read: Callable[[VersionStatus], int]) -> Gauges:
+        return [
+            (m, v, role(m, v), count)
+            for m, v in dispatcher.arms()
+            if (status := dispatcher.statuses(m).get(v)) is not None and (count := read(status))
+        ]
+
+    metrics.gauge(WANTED, "Replicas that autoscaling asked for last", lambda: told(lambda status: status.wants))
+    metrics.gauge(
+        GRANTED,
+        "The most replicas a version may have while others need the rest; none where nothing holds it",
+        lambda: told(lambda status: status.granted),
     )

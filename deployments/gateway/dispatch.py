@@ -21,6 +21,10 @@ class LiveArm(Arm, Protocol):
     def connected(self) -> int:
         """Replicas that take work."""
 
+    @property
+    def answered(self) -> int:
+        """Of these the ones that have answered since they connected."""
+
 
 class Dispatcher(Protocol):
     """Answers from memory, on the event loop. Documents and records are the same objects until they change."""

@@ -91,6 +91,7 @@ class Peer:
         "ahead_rows",
         "answered_s",
         "calls",
+        "connected_s",
         "draining",
         "exclusive",
         "heard_s",
@@ -109,6 +110,7 @@ class Peer:
         self.node = node
         self.queue_rows = queue_rows
         self.ahead_rows = ahead_rows
+        self.connected_s = now_s
         self.told_s = now_s  # when it said so
         self.answered_s = now_s  # when its last answer came
         self.outstanding_rows = 0
@@ -123,6 +125,11 @@ class Peer:
     @property
     def usable(self) -> bool:
         return not self.draining and not self.silent
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether an answer came from it since it connected."""
+        return self.answered_s > self.connected_s
 
     def busy_s(self, arrivals: Arrivals, urgent: bool, now_s: float) -> float:
         """The least it has to compute before a request (`urgent`: an interactive one) that is sent now.

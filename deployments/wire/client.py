@@ -112,6 +112,11 @@ class VersionClient:
         """Replicas that take work."""
         return self._pool.usable
 
+    @property
+    def answered(self) -> int:
+        """Of these the ones that have answered since they connected."""
+        return self._pool.answered
+
     def submit(self, request: TensorRequest, reply: Reply) -> Ticket:
         """See `Arm.submit`."""
         entry = Entry(self, request, reply)

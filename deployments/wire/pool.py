@@ -243,6 +243,11 @@ class Pool:
         """Replicas that may be sent work."""
         return sum(peer.usable for peer in self.peers.values())
 
+    @property
+    def answered(self) -> int:
+        """Of these the ones that have answered since they connected."""
+        return sum(peer.usable and peer.has_answered for peer in self.peers.values())
+
     def _told(self, peer: Peer, queue_rows: int, ahead_rows: int, now_s: float) -> None:
         self._beyond_rows += ahead_rows - peer.ahead_rows
         self._now_s = now_s

@@ -224,6 +224,9 @@ async def test_metrics_are_prometheus_text(running: Running) -> None:
     assert status == 200 and headers["content-type"].startswith("text/plain; version=")
     assert b'prism_requests_total{arm="stable",gateway="g1",model="m",status="200",version="1"} 1.0' in text
     assert b'prism_replicas{arm="canary",gateway="g1",model="m",version="2"} 1.0' in text
+    assert b'prism_replicas_answered{arm="canary",gateway="g1",model="m",version="2"} 0.0' in text
+    assert b'prism_replicas_wanted{arm="stable",gateway="g1",model="m",version="1"} 3.0' in text
+    assert b"prism_replicas_granted{" not in text  # nothing holds it
     assert b'prism_gateway_info{gateway="g1"} 1.0' in text
 
 

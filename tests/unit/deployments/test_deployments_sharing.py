@@ -102,5 +102,8 @@ def test_a_status_says_why_the_number_of_replicas_changed_and_what_holds_it_down
     status = VersionStatus("1", "READY")
     assert with_scaling(status, None, None).scaling == ""
     assert with_scaling(status, Note(4, "2 -> 4: up: 300 rows/s"), None).scaling == "2 -> 4: up: 300 rows/s"
-    held = with_scaling(status, Note(4, "1 -> 2: up"), 2).scaling
-    assert held.startswith("wants 4 replicas and is granted 2") and held.endswith("1 -> 2: up")
+    free = with_scaling(status, Note(4, "1 -> 2: up"), None)
+    assert (free.wants, free.granted) == (4, 0)
+    held = with_scaling(free, Note(4, "1 -> 2: up"), 2)
+    assert held.scaling.startswith("wants 4 replicas and is granted 2") and held.scaling.endswith("1 -> 2: up")
+    assert (held.wants, held.granted) == (4, 2)

@@ -100,6 +100,17 @@ def test_what_arrives_while_every_slot_is_taken_goes_with_the_next_micro_batch()
     assert caller.outcome("a").data == (b"a",)
 
 
+def test_a_replica_counts_as_having_answered_from_its_first_answer_on_a_connection_on():
+    caller = connected(1, 2)
+    caller.submit("a")
+    assert caller.sends() == [(1, 1, ["a"])] and caller.pool.answered == 0
+    caller.answer(1, 1, ["a"], now_s=1.0)
+    assert caller.pool.answered == 1
+    caller.pool.lost(1)
+    caller.pool.connected(3, 0, 2.0)
+    assert (caller.pool.usable, caller.pool.answered) == (2, 0)
+
+
 def test_a_replica_with_long_work_is_sent_a_full_micro_batch_or_waits_until_it_is_free():
     long = PoolSettings(4, 100, 2, 20, 1000, run_s=lambda rows: 0.05)
     caller = connected(1, settings=long)
