@@ -1,25 +1,30 @@
 """`python -m loadtest.scaling_live`: a real step in load on this machine, Prism and Ray Serve's default autoscaling.
 
 Each server is started with one small replica and may have more. Requests come open loop, first at a quarter of what
-one replica can answer, then at four times that. Noted are when a new replica answers (Prism: a gateway has connected to
-it; Ray Serve: Serve calls it RUNNING) and when latency is back within the objective.
+one replica can answer, then at four times that. Noted are when another replica is ready (Prism: a gateway has connected
+to it; Ray Serve: Serve calls it RUNNING), when another has answered a request of the load (Prism: its gateway counts
+the replicas that have; Ray Serve: each names itself in its answers), both looked at every tenth of a second, and when
+latency is back within the objective.
+
+A row takes so long that a core is busy with 20 to 30 of them a second: what carries requests to replicas, which takes
+Ray Serve some 10 ms of CPU for each, then needs little of the machine, and what is compared is scaling.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http.client
-import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 import numpy as np
@@ -31,8 +36,9 @@ from loadtest.bench.answers import AnswerReader, UnreadableAnswer
 from loadtest.bench.contestants import CONTESTANTS, Contestant
 from loadtest.bench.formats import request_bytes
 from loadtest.bench.process import Server
-from loadtest.bench.servers.ray_serve import RUNNING
+from loadtest.bench.servers.ray_serve import REPLICA_HEADER, RUNNING
 from loadtest.bench.work import INPUT, OUTPUT, Graph, Prepared, Work, open_session, prepare, write_artifact
+from loadtest.result import this_machine
 
 if TYPE_CHECKING:
     import onnx
@@ -44,25 +50,35 @@ QUARTER = 0.25  # of one replica's rate, before the step
 WITHIN_S = 5.0  # latency counts as back when it stays within the objective for so long
 POLL_S = 0.1
 ANSWER_S = 60.0
+REPLICAS, ANSWERED = "prism_replicas", "prism_replicas_answered"
+_REPLICA = re.compile(rf"^{REPLICA_HEADER}: *(\S+)".encode(), re.IGNORECASE | re.MULTILINE)
+
+Count: TypeAlias = tuple[float, int, int]  # when, replicas that are ready, replicas that have answered
 
 
-def slow_network(draw: np.random.Generator) -> onnx.ModelProto:
-    """64 values, spread over 48x48 pixels with 48 channels and convolved: 10 to 20 ms a row, whatever the batch."""
+def slow_network(draw: np.random.Generator, side: int = 48, channels: int = 48) -> onnx.ModelProto:
+    """64 values, spread over `side` x `side` pixels with `channels` and convolved; a row takes as long in any batch."""
     graph = Graph(draw)
-    spread = graph.add("Gemm", INPUT, graph.weight(2304, 64), graph.weight(2304, gain=0.1), transB=1)
-    value = graph.add("Reshape", spread, graph.constant(np.array([-1, 1, 48, 48])))
-    channels = 1
+    spread = graph.add("Gemm", INPUT, graph.weight(side**2, 64), graph.weight(side**2, gain=0.1), transB=1)
+    value = graph.add("Reshape", spread, graph.constant(np.array([-1, 1, side, side])))
+    before = 1
     for _ in range(6):
-        weights = graph.weight(48, channels, 3, 3)
-        value = graph.add("Conv", value, weights, graph.weight(48, gain=0.05), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        weights, bias = graph.weight(channels, before, 3, 3), graph.weight(channels, gain=0.05)
+        value = graph.add("Conv", value, weights, bias, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
         value = graph.add("Relu", value)
-        channels = 48
+        before = channels
     pooled = graph.add("Flatten", graph.add("GlobalAveragePool", value))
-    graph.add("Gemm", pooled, graph.weight(10, 48), graph.weight(10, gain=0.1), output=OUTPUT, transB=1)
+    graph.add("Gemm", pooled, graph.weight(10, channels), graph.weight(10, gain=0.1), output=OUTPUT, transB=1)
     return graph.model((64,), (10,))
 
 
-SLOW = Work("S", "convolutions on 64 values", (64,), BATCH_ROWS, (1,), ("raw",), slow_network, False)
+def _work(name: str, build: Callable[[np.random.Generator], onnx.ModelProto]) -> Work:
+    return Work(name, "convolutions on 64 values", (64,), BATCH_ROWS, (1,), ("raw",), build, False)
+
+
+# On x86-64 cores of 2026, alone: 4 to 5 ms a row, and 35 to 45.
+SLOW = _work("S", slow_network)
+SLOWER = _work("L", partial(slow_network, side=72, channels=96))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +86,33 @@ class LiveFigures:
     """One server's run. Times are seconds after the step; None: not within the run.
 
     Attributes:
-        replica_s: Until a second replica answered.
+        ready_s: Until another replica was ready.
+        answered_s: Until another replica had answered a request.
         back_s: Until latency was within the objective and stayed there for some seconds.
         outside: Seconds outside the objective: more than 1 % of the requests due in it were late.
-        replicas: (seconds after the step, replicas), whenever that changed.
+        replicas: (seconds after the step, replicas that were ready, that had answered), whenever that changed.
         p99_before_s: Before the step.
     """
 
     server: str
-    replica_s: float | None
+    ready_s: float | None
+    answered_s: float | None
     back_s: float | None
     outside: int
     requests: int
     failed: int
     p99_before_s: float
     p99_s: float
-    replicas: tuple[tuple[float, int], ...]
+    replicas: tuple[Count, ...]
 
 
-async def send(port: int, requests: list[bytes], due_s: Times, connections: int = 256) -> Times:
-    """Seconds from when each request was due to its answer, inf for those without a 200."""
+async def send(
+    port: int, requests: list[bytes], due_s: Times, answered_by: set[str] | None = None, connections: int = 256
+) -> Times:
+    """Seconds from when each request was due to its answer, inf for those without a 200.
+
+    `answered_by` gets the names of the replicas that name themselves in their answers, each with its first.
+    """
     latency_s = np.full(len(due_s), np.inf)
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     room = asyncio.Semaphore(connections)
@@ -103,6 +126,7 @@ async def send(port: int, requests: list[bytes], due_s: Times, connections: int 
                 pair = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
                 pair[1].write(requests[number % len(requests)])
                 answer = AnswerReader()
+                answer.keep = True
                 while not (status := answer.feed(await asyncio.wait_for(pair[0].read(1 << 16), ANSWER_S))):
                     if pair[0].at_eof():
                         return
@@ -110,6 +134,8 @@ async def send(port: int, requests: list[bytes], due_s: Times, connections: int 
                 return
             if status == 200:
                 latency_s[number] = time.perf_counter() - begun_s - due_s[number]
+                if answered_by is not None and (named := _REPLICA.search(answer.head)):
+                    answered_by.add(named[1].decode())
             if not answer.closes:
                 idle.append(pair)
             else:
@@ -128,10 +154,10 @@ async def send(port: int, requests: list[bytes], due_s: Times, connections: int 
 
 
 class Watch:
-    """Notes when the number of answering replicas changes, in a thread of its own."""
+    """Notes when the numbers of replicas change, in a thread of its own."""
 
-    def __init__(self, count: Callable[[], int | None]) -> None:
-        self.seen: list[tuple[float, int]] = []  # Unix time, replicas
+    def __init__(self, count: Callable[[], tuple[int, int] | None]) -> None:
+        self.seen: list[Count] = []  # times are Unix times
         self._count = count
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -147,12 +173,12 @@ class Watch:
     def _run(self) -> None:
         while not self._end.wait(POLL_S):
             count = self._count()
-            if count is not None and (not self.seen or self.seen[-1][1] != count):
-                self.seen.append((time.time(), count))
+            if count is not None and (not self.seen or self.seen[-1][1:] != count):
+                self.seen.append((time.time(), *count))
 
 
-def prism_replicas(port: int) -> int | None:
-    """Replicas that the gateway has connected to; None if it does not say."""
+def prism_replicas(port: int) -> tuple[int, int] | None:
+    """Replicas that the gateway has connected to, and how many of them have answered it; None if it does not say."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
     try:
         connection.request("GET", "/metrics")
@@ -161,14 +187,16 @@ def prism_replicas(port: int) -> int | None:
         return None
     finally:
         connection.close()
-    found = re.findall(r"^prism_replicas\{[^}]*\} ([0-9.]+)$", text, re.MULTILINE)
-    return int(max(map(float, found))) if found else None
+    ready, answered = (
+        re.findall(rf"^{name}\{{[^}}]*\}} ([0-9.]+)$", text, re.MULTILINE) for name in (REPLICAS, ANSWERED)
+    )
+    return (int(max(map(float, ready))), int(max(map(float, answered)))) if ready and answered else None
 
 
-def ray_replicas(log: Path) -> int | None:
-    """Replicas that Ray Serve last called RUNNING, as its server printed it."""
+def ray_replicas(log: Path, answered_by: Collection[str]) -> tuple[int, int] | None:
+    """Replicas that Ray Serve last called RUNNING, as its server printed it, and how many have answered."""
     found = re.findall(rf"^{RUNNING} (\d+)", log.read_text(errors="replace"), re.MULTILINE)
-    return int(found[-1]) if found else None
+    return (int(found[-1]), len(answered_by)) if found else None
 
 
 def autoscaled(contestant: Contestant) -> Contestant:
@@ -176,9 +204,7 @@ def autoscaled(contestant: Contestant) -> Contestant:
     return replace(contestant, command=(*contestant.command, "--autoscale", str(MOST)))
 
 
-def judge(
-    name: str, due_s: Times, latency_s: Times, step_s: float, limit_s: float, seen: list[tuple[float, int]]
-) -> LiveFigures:
+def judge(name: str, due_s: Times, latency_s: Times, step_s: float, limit_s: float, seen: list[Count]) -> LiveFigures:
     """The figures of one run; `seen` in seconds of the run."""
     seconds = int(due_s[-1]) + 1
     late = np.bincount(due_s.astype(int), weights=latency_s > limit_s, minlength=seconds)
@@ -186,20 +212,27 @@ def judge(
     outside = [s for s in range(seconds) if count[s] and late[s] / count[s] > 0.01]
     after = [s for s in outside if s >= int(step_s)]
     back_s = after[-1] + 1 - step_s if after else 0.0
-    grown = [at_s - step_s for at_s, n in seen if n > 1 and at_s >= step_s]
+    ready_s, answered_s = (_grown(seen, which, step_s) for which in (1, 2))
     before = np.sort(latency_s[due_s < step_s])
     ordered = np.sort(latency_s)
     return LiveFigures(
         server=name,
-        replica_s=round(grown[0], 2) if grown else None,
+        ready_s=ready_s,
+        answered_s=answered_s,
         back_s=round(back_s, 1) if back_s <= seconds - step_s - WITHIN_S else None,
         outside=len(after),
         requests=len(due_s),
         failed=int(np.isinf(latency_s).sum()),
         p99_before_s=round(float(before[int(len(before) * 0.99)]), 4),
         p99_s=round(float(ordered[int(len(ordered) * 0.99)]), 4),
-        replicas=tuple((round(at_s - step_s, 2), n) for at_s, n in seen),
+        replicas=tuple((round(at_s - step_s, 2), *counts) for at_s, *counts in seen),
     )
+
+
+def _grown(seen: Sequence[Count], which: int, step_s: float) -> float | None:
+    """Seconds from the step until that count was above what it was at the step; None: never."""
+    before = max((count[which] for count in seen if count[0] < step_s), default=1)
+    return next((round(count[0] - step_s, 2) for count in seen if count[0] >= step_s and count[which] > before), None)
 
 
 def run(name: str, prepared: Prepared, folder: Path, due_s: Times, step_s: float, limit_s: float) -> LiveFigures:
@@ -207,10 +240,11 @@ def run(name: str, prepared: Prepared, folder: Path, due_s: Times, step_s: float
     log = folder / f"{name}-{prepared.work.name}.log"
     with Server(autoscaled(CONTESTANTS[name]), prepared, folder) as server:
         requests = [request_bytes("raw", server.path, server.port, row) for row in prepared.inputs]
-        with Watch(lambda: prism_replicas(server.port) if name == "prism" else ray_replicas(log)) as watch:
+        named: set[str] = set()
+        with Watch(lambda: prism_replicas(server.port) if name == "prism" else ray_replicas(log, named)) as watch:
             begun_s = time.time()
-            latency_s = asyncio.run(send(server.port, requests, due_s))
-        seen = [(at_s - begun_s, count) for at_s, count in watch.seen]
+            latency_s = asyncio.run(send(server.port, requests, due_s, named))
+        seen = [(at_s - begun_s, *counts) for at_s, *counts in watch.seen]
     return judge(name, due_s, latency_s, step_s, limit_s, seen)
 
 
@@ -245,8 +279,9 @@ def main(
     if unknown := [name for name in names if name not in SERVERS]:
         raise click.BadParameter(f"expected some of {', '.join(SERVERS)}, got {unknown[0]!r}", param_hint="--servers")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # servers are stopped on the way out
+    began = this_machine()
     work_dir.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(SLOW, work_dir)
+    prepared = prepare(SLOWER, work_dir)
     write_artifact(prepared)
     row_s = row_seconds(prepared)
     rate = rate or QUARTER / row_s
@@ -262,8 +297,9 @@ def main(
             raise click.ClickException(error.message) from None
         found.append(figures)
         click.echo(
-            f"{name}: another replica after {_seconds(figures.replica_s)}, within the objective after "
-            f"{_seconds(figures.back_s)}, {figures.outside} s outside it, {figures.failed} failed"
+            f"{name}: another replica ready after {_seconds(figures.ready_s)} and answering after "
+            f"{_seconds(figures.answered_s)}, within the objective after {_seconds(figures.back_s)}, "
+            f"{figures.outside} s outside it, {figures.failed} failed"
         )
     whole = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -272,7 +308,8 @@ def main(
         "rates": [round(rate, 2), round(4 * rate, 2)],
         "seconds": [before, after],
         "objective_ms": objective_ms,
-        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "machine": asdict(began),
+        "load_average": {"before": began.load_average, "after": this_machine().load_average},
         "servers": [asdict(figures) for figures in found],
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from loadtest.bench.servers.oip_model import read_model
 HAPROXY_FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 MAX_ONGOING = 512
 RUNNING = "replicas running:"  # before a number and a Unix time, in what is printed with --autoscale
+REPLICA_HEADER = "x-replica"  # in answers with --autoscale: which replica it was
 
 
 def application(
@@ -50,6 +51,7 @@ def application(
         def __init__(self) -> None:
             self._model = open_model()
             self._thread = ThreadPoolExecutor(1)
+            self._named = {REPLICA_HEADER: serve.get_replica_context().replica_id.unique_id} if autoscale else {}
 
         @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait_s)  # type: ignore[untyped-decorator]
         async def infer(self, requests: list[Any]) -> list[Any]:
@@ -58,7 +60,7 @@ def application(
         async def __call__(self, request: Request) -> Response:
             asked = self._model.read(await request.body(), request.headers)
             body, headers = self._model.write(asked, await self.infer(asked))
-            return Response(body, headers=headers)
+            return Response(body, headers={**headers, **self._named})
 
     options: dict[str, Any] = {} if access_log else {"logging_config": {"enable_access_log": False}}
     if autoscale:
