@@ -139,6 +139,7 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
         {name: tuple(shapes) for name, shapes in request["profile"].items()},
         _read(request["timing_cache"]),
         request.get("workspace_bytes", 0),
+        request.get("capability", ""),
     )
     Path(request["engine"]).write_bytes(plan)
     if request["timing_cache"] is not None:
@@ -147,7 +148,7 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_plan(
-    trt: Any, model: Path, profile: Profile, timing_cache: bytes, workspace_bytes: int = 0
+    trt: Any, model: Path, profile: Profile, timing_cache: bytes, workspace_bytes: int = 0, capability: str = ""
 ) -> tuple[bytes, bytes]:
     """The serialised engine of an ONNX file, and the timing cache with what was learned.
 
@@ -156,6 +157,8 @@ def build_plan(
         profile: Smallest, best and largest shapes by input, for inputs with free axes.
         timing_cache: An earlier build's, or empty.
         workspace_bytes: The most memory of the GPU that a layer may use while it computes; 0: all of it.
+        capability: The GPU's compute capability, as 7.5, for TensorRT-RTX to build for only that; "": for those that
+            it builds for by itself.
 
     Raises: ConversionFailed.
     """
@@ -170,6 +173,9 @@ def build_plan(
         said = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
         raise ConversionFailed(f"TensorRT cannot read this model: {_brief(said or log.messages)}")
     config = builder.create_builder_config()
+    if capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
     if workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     if profile:

@@ -25,8 +25,16 @@ log = logging.getLogger(__name__)
 
 ENGINE_FILE = "model.engine"
 
-# The compute capability from which GPUs have a precision; TensorRT-RTX 1.7 refuses to build for less.
-LEAST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
+# The compute capability from which GPUs compute matrix products in a precision, by the module that builds for them.
+# TensorRT: https://docs.nvidia.com/deeplearning/tensorrt, support matrix. TensorRT-RTX 1.7 refuses to build for less.
+LEAST_CAPABILITY: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "tensorrt": {"bf16": (8, 0), "fp8": (8, 9)},
+    "tensorrt_rtx": {"fp32": (8, 0), "fp16": (7, 5), "bf16": (8, 0), "int8": (8, 0), "fp8": (8, 9)},
+}
+
+# What TensorRT-RTX builds for unless it is told otherwise runs from here on.
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+PORTABLE_FROM = (8, 0)
 
 Open = Callable[[Path], Runtime]
 """Loads an engine file and checks its answers. Raises: EngineFailed if it is of no use here."""
@@ -44,15 +52,24 @@ def key_of(module: str, version: str, gpu: CudaDevice, workspace_bytes: int = 0)
     return {"runtime": module, "version": version, "capability": gpu.capability, "platform": machine, **device, **bound}
 
 
-def require(precision: str, gpu: CudaDevice) -> None:
-    """Raises: EngineFailed if the GPU does not compute in `precision`."""
-    least = LEAST_CAPABILITY.get(precision, (0, 0))
-    if tuple(int(part) for part in gpu.capability.split(".")) < least:
+def require(module: str, precision: str, gpu: CudaDevice) -> None:
+    """Raises: EngineFailed if `module` builds no engines in `precision` for the GPU."""
+    least = LEAST_CAPABILITY[module].get(precision, (0, 0))
+    if _numbers(gpu.capability) < least:
         needed = ".".join(map(str, least))
         raise EngineFailed(
-            f"accelerator: {precision} needs a GPU of compute capability {needed} or newer, {gpu.name} has "
-            f"{gpu.capability}"
+            f"accelerator: {precision} needs a GPU of compute capability {needed} or newer with {module}, {gpu.name} "
+            f"has {gpu.capability}"
         )
+
+
+def target_of(module: str, capability: str) -> str:
+    """The compute capability that a builder must be told to build for; "" where it finds a suitable one itself."""
+    return capability if module == "tensorrt_rtx" and _numbers(capability) < PORTABLE_FROM else ""
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
 
 
 def opened_on_load(
@@ -105,6 +122,7 @@ def build_engine(artifact: Artifact, recipe: Recipe, key: Mapping[str, str], eng
         "profile": {name: list(shapes) for name, shapes in recipe.profile.items()},
         "timing_cache": None,
         "workspace_bytes": int(key.get("workspace_bytes", "0")),
+        "capability": target_of(key["runtime"], key["capability"]),
     }
     try:
         run_task(request, "building the engine")

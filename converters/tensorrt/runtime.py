@@ -167,7 +167,7 @@ def open_artifact(
     recipe = Recipe.of(artifact.manifest)
     if recipe is None:
         return open_engine(artifact.model_path)
-    require(recipe.precision, device.gpu)
+    require(module, recipe.precision, device.gpu)
     workspace_bytes = int(gpu_share * device.gpu.memory_bytes) if gpu_share < 1 else 0
     key = key_of(module, str(import_module(module).__version__), device.gpu, workspace_bytes)
     return opened_on_load(artifact, recipe, key, derived, open_engine)

@@ -15,6 +15,7 @@ from converters.cuda_device import CudaDevice
 from converters.runtime import open_runtime
 from converters.tensorrt import on_load as tensorrt_on_load
 from converters.tensorrt import runtime as tensorrt_runtime
+from converters.tensorrt.engine import build_plan
 from onnx_models import mlp_model, model_of
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -31,15 +32,6 @@ def save(model, path):
 
 def bytes_of(model, folder):
     return save(model, folder / "source.onnx").read_bytes()
-
-
-def narrow(precision, folder):
-    """The ONNX file of a small model in `precision`, as the builder is given it."""
-    np.savez(folder / "rows.npz", x=np.random.default_rng(0).standard_normal((32, 4)).astype("f4"))
-    options = Options(calibrate=folder / "rows.npz", engine="on-load", **QUICK)
-    source = save(mlp_model(hidden=32), folder / "m.onnx")
-    (artifact,) = convert(source, folder / "out", (f"tensorrt-rtx-{precision}",), options)
-    return artifact.model_path
 
 
 def builds(path, capability):
@@ -107,12 +99,14 @@ def unbuilt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("left")
     np.savez(folder / "rows.npz", x=np.random.default_rng(0).standard_normal((32, 4)).astype("f4"))
     options = Options(calibrate=folder / "rows.npz", engine="on-load", **QUICK)
-    targets = ("tensorrt-rtx-bf16", "tensorrt-int8")  # there is no TensorRT 11 here, which this does not need
-    return convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", targets, options)
+    targets = (*RTX, "tensorrt-int8")  # there is no TensorRT 11 here, which this does not need
+    made = convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", targets, options)
+    return dict(zip((*PRECISIONS, "tensorrt-int8"), made, strict=True))
 
 
 def test_an_engine_can_be_left_to_the_replica_without_a_builder(unbuilt):
-    for artifact, (family, precision) in zip(unbuilt, (("tensorrt-rtx", "bf16"), ("tensorrt", "int8")), strict=True):
+    for name, (family, precision) in {"bf16": ("tensorrt-rtx", "bf16"), "tensorrt-int8": ("tensorrt", "int8")}.items():
+        artifact = unbuilt[name]
         artifact.verify()
         assert (artifact.manifest.format, artifact.manifest.precision) == (family, precision)
         assert artifact.manifest.model_file == "model.onnx"
@@ -129,7 +123,7 @@ def test_an_engine_can_be_left_to_the_replica_without_a_builder(unbuilt):
 
 def test_the_replica_builds_the_engine_checks_its_answers_and_keeps_it(unbuilt, tmp_path, monkeypatch):
     """TensorRT-RTX really builds; what its engine would answer on a GPU, the ONNX file that was proved answers."""
-    artifact, loaded = unbuilt[0], []
+    artifact, loaded = unbuilt["bf16"], []
     source = trt_models.Runtime(None).deserialize_cuda_engine(bytes_of(mlp_model(hidden=256), tmp_path))
 
     def load(module, file):
@@ -161,14 +155,25 @@ def test_an_engine_that_answers_otherwise_is_refused(unbuilt, tmp_path, monkeypa
     monkeypatch.setattr(tensorrt_runtime, "TorchDevice", trt_models.Memory)
     monkeypatch.setattr(tensorrt_runtime, "load", lambda module, file: other)
     with pytest.raises(EngineFailed, match="does not answer the sample as the source does: y: "):
-        open_runtime(unbuilt[0], accelerator="gpu")
+        open_runtime(unbuilt["bf16"], accelerator="gpu")
 
 
 def test_a_gpu_without_the_precision_is_told_in_one_line(unbuilt, monkeypatch):
     monkeypatch.setattr(tensorrt_runtime, "TorchDevice", lambda: trt_models.Memory())
     monkeypatch.setattr(trt_models.Memory, "gpu", CudaDevice("Tesla T4", "7.5", 16 << 30))
-    with pytest.raises(EngineFailed, match=r"bf16 needs a GPU of compute capability 8\.0 or newer, Tesla T4 has 7\.5"):
-        open_runtime(unbuilt[0], accelerator="gpu")
+    with pytest.raises(
+        EngineFailed, match=r"bf16 needs a GPU of compute capability 8\.0 or newer with tensorrt_rtx, Tesla T4 has 7\.5"
+    ):
+        open_runtime(unbuilt["bf16"], accelerator="gpu")
+
+
+def test_an_engine_for_turing_is_built_for_it_alone(unbuilt):
+    """What TensorRT-RTX builds by itself is for Ampere and newer."""
+    profile = {"x": ([1, 4], [8, 4], [8, 4])}
+    half = unbuilt["fp16"].model_path
+    assert build_plan(trt, half, profile, b"", capability="7.5") != build_plan(trt, half, profile, b"")
+    with pytest.raises(ConversionFailed, match="TensorRT cannot build this model"):
+        build_plan(trt, unbuilt["fp32"].model_path, profile, b"", capability="7.5")
 
 
 def test_arguments_and_damage_are_told_of_real_engines_too(built):
@@ -183,14 +188,15 @@ def test_arguments_and_damage_are_told_of_real_engines_too(built):
 
 def test_what_does_not_build_here_says_how_to_leave_it(tmp_path):
     source = save(mlp_model(), tmp_path / "m.onnx")
-    with pytest.raises(ConversionFailed, match=r"tensorrt is not installed here .*--engine on-load"):
+    with pytest.raises(ConversionFailed, match=r"tensorrt needs tensorrt, not installed .*--engine on-load"):
         convert(source, tmp_path / "out", ("tensorrt",), Options(**QUICK))
 
 
-@pytest.mark.parametrize(("precision", "least"), list(tensorrt_on_load.LEAST_CAPABILITY.items()))
-def test_the_least_gpu_of_a_precision_is_the_least_that_the_builder_takes(precision, least, tmp_path):
-    """What `LEAST_CAPABILITY` says, TensorRT-RTX says too."""
-    path = narrow(precision, tmp_path)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_least_gpu_of_a_precision_is_the_least_that_the_builder_takes(precision, unbuilt):
+    """What `LEAST_CAPABILITY` says of each, TensorRT-RTX says too."""
+    least = tensorrt_on_load.LEAST_CAPABILITY["tensorrt_rtx"][precision]
+    path = unbuilt[precision].model_path
     for name, member in trt.ComputeCapability.__members__.items():
         if not name.startswith("SM"):
             continue

@@ -11,7 +11,7 @@ from cluster.errors import ArtifactCorrupt, EngineFailed
 from cluster.tensors import ANY, Signature, TensorSpec
 from converters.cuda_device import CudaDevice
 from converters.tensorrt import on_load as tensorrt_on_load
-from converters.tensorrt.on_load import key_of, opened_on_load, require
+from converters.tensorrt.on_load import key_of, opened_on_load, require, target_of
 from converters.tensorrt.recipe import EXTRA, Recipe
 
 RECIPE = Recipe("fp16", 8, {"x": ([1, 4], [8, 4], [8, 4])})
@@ -116,16 +116,37 @@ def test_an_engine_of_a_shared_gpu_is_another_and_its_builder_is_told_the_bound(
     tensorrt_on_load.build_engine(artifact, RECIPE, key, tmp_path / "engine")
     tensorrt_on_load.build_engine(artifact, RECIPE, key_of("tensorrt", "11.4.0", T4), tmp_path / "engine")
     assert [request["workspace_bytes"] for request in asked] == [4 << 30, 0]
+    tensorrt_on_load.build_engine(artifact, RECIPE, key_of("tensorrt_rtx", "1.7.1", T4), tmp_path / "engine")
+    assert [request["capability"] for request in asked] == ["", "", "7.5"]
     assert asked[0]["module"] == "tensorrt" and asked[0]["profile"] == {"x": [[1, 4], [8, 4], [8, 4]]}
 
 
-@pytest.mark.parametrize(("precision", "capability", "needed"), [("fp8", "8.6", "8.9"), ("bf16", "7.5", "8.0")])
-def test_a_precision_that_the_gpu_does_not_have_is_named(precision, capability, needed):
-    with pytest.raises(EngineFailed, match=f"{precision} needs a GPU of compute capability {needed} or newer, T4 has"):
-        require(precision, CudaDevice("T4", capability, 16 << 30))
-    require(precision, CudaDevice("T4", needed, 16 << 30))
-    require(precision, CudaDevice("B200", "10.0", 16 << 30))
-    require("int8", CudaDevice("old", "6.1", 16 << 30))
+@pytest.mark.parametrize(
+    ("module", "precision", "capability", "needed"),
+    [
+        ("tensorrt", "fp8", "8.6", "8.9"),
+        ("tensorrt", "bf16", "7.5", "8.0"),
+        ("tensorrt_rtx", "fp32", "7.5", "8.0"),
+        ("tensorrt_rtx", "int8", "7.5", "8.0"),
+        ("tensorrt_rtx", "fp8", "8.6", "8.9"),
+    ],
+)
+def test_a_precision_that_the_gpu_does_not_have_is_named(module, precision, capability, needed):
+    said = rf"{precision} needs a GPU of compute capability {needed} or newer with {module}, T4 has {capability}"
+    with pytest.raises(EngineFailed, match=said):
+        require(module, precision, CudaDevice("T4", capability, 16 << 30))
+    require(module, precision, CudaDevice("T4", needed, 16 << 30))
+    require(module, precision, CudaDevice("B200", "10.0", 16 << 30))
+
+
+def test_what_tensorrt_builds_for_turing_is_not_what_tensorrt_rtx_does():
+    for precision in ("fp32", "fp16", "int8"):
+        require("tensorrt", precision, T4)
+    require("tensorrt_rtx", "fp16", T4)
+    assert target_of("tensorrt_rtx", "7.5") == "7.5"  # what it builds for by itself does not run there
+    assert [target_of("tensorrt_rtx", "8.9"), target_of("tensorrt_rtx", "12.0"), target_of("tensorrt", "7.5")] == [
+        ""
+    ] * 3
 
 
 def manifest(extra):
