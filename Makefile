@@ -60,30 +60,34 @@ build/env-%/.installed: pyproject.toml constraints.txt $(VENV)/.installed
 	@touch $@
 
 # On a machine with an NVIDIA GPU; `make envs-gpu` downloads what it needs beforehand. Its environments do not see .venv:
-# onnxruntime-gpu takes onnxruntime's place, and ONNX Runtime's TensorRT provider and native engines need TensorRT 10 and 11.
-# TensorRT comes from NVIDIA's own index: without it the other tests run.
-GPU_ENVS := build/env-gpu build/env-ort-tensorrt
+# onnxruntime-gpu takes onnxruntime's place, ONNX Runtime's TensorRT provider and native engines need TensorRT 10 and 11, and
+# TensorFlow needs CUDA 12. TensorRT comes from NVIDIA's own index: without it the other tests run.
+GPU_ENVS := build/env-gpu build/env-ort-tensorrt build/env-gpu-tensorflow
 build/env-gpu/.installed: EXTRAS := gpu,torch,tensorrt-rtx,test
-build/env-gpu/.installed: TENSORRT := tensorrt
+build/env-gpu/.installed: MORE = -e ".[$(EXTRAS),tensorrt]"
 build/env-ort-tensorrt/.installed: EXTRAS := gpu,test
-build/env-ort-tensorrt/.installed: TENSORRT := ort-tensorrt
+build/env-ort-tensorrt/.installed: MORE = -e ".[$(EXTRAS),ort-tensorrt]"
+build/env-gpu-tensorflow/.installed: EXTRAS := cpu,test
+build/env-gpu-tensorflow/.installed: MORE := "tensorflow[and-cuda]"
 
 envs-gpu: $(GPU_ENVS:%=%/.installed)
 
 $(GPU_ENVS:%=%/.installed): build/env-%/.installed: pyproject.toml constraints.txt
-	@echo "Installing the extras $(EXTRAS),$(TENSORRT) into build/env-$*"
+	@echo "Installing the extras $(EXTRAS) into build/env-$*, then $(MORE)"
 	@rm -rf build/env-$*
 	@$(PYTHON) -m venv build/env-$*
 	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e ".[$(EXTRAS)]"
-	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt -e ".[$(EXTRAS),$(TENSORRT)]" \
-		|| echo "the extra $(TENSORRT) could not be installed: its tests will be skipped" >&2
+	@build/env-$*/bin/python -m pip install --disable-pip-version-check -qq -c constraints.txt $(MORE) \
+		|| echo "$(MORE) could not be installed: its tests will be skipped" >&2
 	@touch $@
 
 # What a test lacks it says where it is skipped.
 test-gpu: envs-gpu
 	@build/env-gpu/bin/python -m pytest -p no:cacheprovider tests/gpu; first=$$?; \
 		build/env-ort-tensorrt/bin/python -m pytest -p no:cacheprovider tests/gpu -k tensorrt \
-			--deselect tests/gpu/test_gpu_tensorrt.py && exit $$first
+			--deselect tests/gpu/test_gpu_tensorrt.py; second=$$?; \
+		build/env-gpu-tensorflow/bin/python -m pytest -p no:cacheprovider tests/gpu/test_gpu_tensorflow.py && \
+			test $$first$$second = 00
 
 test-unit: install
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/sim

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cluster.artifact import Artifact
-from cluster.errors import ConversionFailed, InvalidRequest
+from cluster.errors import ConversionFailed, EngineFailed, InvalidRequest
 from cluster.tensors import ANY, TensorSpec
 from converters.build import convert
 from converters.candidate import Options
@@ -115,6 +115,13 @@ def test_the_saved_model_comes_back_as_onnx_and_goes_to_tflite_directly(network,
     for artifact in (back, lite):
         assert artifact.parity()["kind"] == "tensorflow"
         np.testing.assert_allclose(open_runtime(artifact).run((x,))[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_gpu_that_this_tensorflow_does_not_see_is_refused(network):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow sees a GPU, which tests/gpu is for")
+    with pytest.raises(EngineFailed, match="accelerator: expected gpu, but TensorFlow sees none"):
+        open_runtime(network[1]["tensorflow"], accelerator="gpu")
 
 
 def test_a_tflite_file_from_elsewhere_is_checked_and_served(network, tmp_path):
