@@ -51,11 +51,14 @@ EXCLUSIONS = (
     *_one_of("tensorflow/", "tensorflow", "tensorflow-cpu"),
     *_one_of("xgboost/", "xgboost", "xgboost-cpu"),
     *_one_of("tensorrt/", "tensorrt-cu12", "tensorrt-cu13"),
-    Exclusion(
-        "onnxruntime",
-        "nvidia-modelopt",
-        "ModelOpt pins other versions of onnx and onnxruntime; quantise in an environment of its own",
-        "pip uninstall -y nvidia-modelopt",
+    *(
+        Exclusion(
+            name,
+            "nvidia-modelopt",
+            "ModelOpt pins other versions of onnx and onnxruntime-gpu; quantise in an environment of its own",
+            "pip uninstall -y nvidia-modelopt",
+        )
+        for name in ("onnxruntime", "onnxruntime-gpu")
     ),
 )
 

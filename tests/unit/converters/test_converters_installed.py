@@ -34,6 +34,16 @@ def test_every_conflict_is_reported_at_once():
         refuse_conflicts(found)
 
 
+@pytest.mark.parametrize("runtime_of_extra", ["onnxruntime", "onnxruntime_gpu"])
+def test_modelopt_belongs_in_an_environment_of_its_own(runtime_of_extra):
+    versions = {runtime_of_extra: "1.31.1", "nvidia_modelopt": "0.47.0"}
+    with pytest.raises(OperatorError) as caught:
+        refuse_conflicts(having(**versions))
+    name = runtime_of_extra.replace("_", "-")
+    assert f"{name} 1.31.1 and nvidia-modelopt 0.47.0 are both installed" in caught.value.message
+    assert "environment of its own (pip uninstall -y nvidia-modelopt)" in caught.value.message
+
+
 def test_the_tensorrt_provider_takes_version_10_and_not_11():
     refuse_conflicts(having(onnxruntime_gpu="1.31.1", tensorrt_cu13="10.16.1.11"), TENSORRT_PROVIDER)
     with pytest.raises(OperatorError, match=r"tensorrt-cu13 11\.4\.0.*needs TensorRT 10.*--provider cuda"):
