@@ -148,18 +148,21 @@ def _outputs(report: Report) -> str:
         f"<h2>{_whose(report)} compared with {escape(report.against)}</h2>",
         f'<div class="card">{_table(head, rows)}<p class="why">{escape(why)}</p></div>',
     ]
+    cards: list[list[str]] = []  # of a grid: a first output's two plots side by side, all others in one
     for i, o in enumerate(report.parity["outputs"]):
-        cards = []
+        if i <= MAX_AGREEMENTS:
+            cards.append([])
         if o.get("histogram"):
             labels = ["exact", *(f"1e{d}" if d % 2 == 0 and d > -10 else "" for d in HISTOGRAM_DECADES)]
             plot = plots.columns(labels, o["histogram"], "relative error of an element (up to)", "elements")
-            cards.append(f"<h3>{escape(o['name'])}: errors</h3>{plot}")
+            cards[-1].append(f"<h3>{escape(o['name'])}: errors</h3>{plot}")
         expected, got = report.points.get(o["name"], ((), ()))
         if expected and i < MAX_AGREEMENTS:
             plot = plots.scatter(expected, got, report.against, "this model" if executed else "the ONNX file")
-            cards.append(f"<h3>{escape(o['name'])}: agreement ({len(expected)} of {o['elements']:,} values)</h3>{plot}")
-        if cards:
-            parts.append(f'<div class="pair" style="margin-top:14px">{"".join(_card(c) for c in cards)}</div>')
+            title = f"{escape(o['name'])}: agreement ({len(expected)} of {o['elements']:,} values)"
+            cards[-1].append(f"<h3>{title}</h3>{plot}")
+    for grid in filter(None, cards):
+        parts.append(f'<div class="pair" style="margin-top:14px">{"".join(map(_card, grid))}</div>')
     return "\n".join([*parts, *(f'<p class="why">{escape(text)}</p>' for text in _not_drawn(report))])
 
 
@@ -172,7 +175,7 @@ def _not_drawn(report: Report) -> list[str]:
     if plain:
         texts.append(
             f"No errors are drawn of {', '.join(plain)}: only finite floating values that both sides gave have a "
-            "relative error. Whole numbers and text are equal or not, which the table counts as out of tolerance."
+            "relative error. Whole numbers and text are equal or not; the share that differs is out of tolerance."
         )
     if further:
         texts.append(
@@ -208,12 +211,13 @@ def _costs(costs: Sequence[Cost]) -> str:
         if c.profile.get("seconds_by_rows")
     }
     names = [c.name for c in costs]
-    cards = [f"<h3>Size on disk</h3>{sizes}"]
+    cards = []
     if latencies:
         of_a_row = {name: {rows: ms / rows for rows, ms in curve.items()} for name, curve in latencies.items()}
         across = "rows in a batch"
         cards.append(f"<h3>Latency of a batch</h3>{plots.lines(latencies, names, across, 'milliseconds a batch')}")
         cards.append(f"<h3>Time per row</h3>{plots.lines(of_a_row, names, across, 'milliseconds a row')}")
+    cards.append(f"<h3>Size on disk</h3>{sizes}")
     own = costs[0].profile
     where = ""
     if "cpu_model" in own:
