@@ -242,6 +242,10 @@ def _panels(result: LoadResult) -> list[Panel]:
         found.append(Panel("rows per batch", {"mean": server.batch_rows}))
     if server.replicas:
         found.append(Panel("replicas", {f"version {name}": row for name, row in server.replicas.items()}, "step"))
+    if server.granted:  # else what was wanted was had as soon as it had started
+        held = {f"{name} wants": row for name, row in server.wanted.items()}
+        held |= {f"{name} is granted": row for name, row in server.granted.items()}
+        found.append(Panel("replicas wanted, and granted while others need the rest", held, "step"))
     if line.versions:
         found.append(Panel("share per version, %", {f"version {n}": row for n, row in line.versions.items()}, "share"))
     return found

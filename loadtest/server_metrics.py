@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtest.calls import open_url
 
 Labels = tuple[tuple[str, str], ...]
+_COUNTS = ("prism_replicas", "prism_replicas_wanted", "prism_replicas_granted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class ServerTimeline:
     batch_rows: tuple[float | None, ...]  # mean rows per batch of that second
     queue_rows: tuple[float | None, ...]
     replicas: dict[str, tuple[float | None, ...]]  # by version
+    wanted: dict[str, tuple[float | None, ...]] = field(default_factory=dict)  # what autoscaling asked for
+    granted: dict[str, tuple[float | None, ...]] = field(default_factory=dict)  # None while nothing holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def server_timeline(
     wanted = frozenset(models)
     batch: list[float | None] = [None] * seconds
     queue: list[float | None] = [None] * seconds
-    replicas: dict[str, list[float | None]] = {}
+    counts: dict[str, dict[str, list[float | None]]] = {name: {} for name in _COUNTS}
     last: dict[str, Snapshot] = {}
     for now in snapshots:
         before = last.get(now.gateway)
@@ -117,9 +120,11 @@ def server_timeline(
         if before is not None:
             batch[second] = _mean_batch([(before, now)], wanted)
         queue[second] = _total(now, "prism_queue_rows", wanted)
-        for version, count in _replicas(now, wanted).items():
-            replicas.setdefault(version, [None] * seconds)[second] = count
-    return ServerTimeline(tuple(batch), tuple(queue), {name: tuple(row) for name, row in sorted(replicas.items())})
+        for name, rows in counts.items():
+            for version, count in _replicas(now, wanted, name).items():
+                rows.setdefault(version, [None] * seconds)[second] = count
+    by_version = ({version: tuple(row) for version, row in sorted(rows.items())} for rows in counts.values())
+    return ServerTimeline(tuple(batch), tuple(queue), *by_version)
 
 
 def server_figures(snapshots: Sequence[Snapshot], models: Iterable[str], start_s: float, end_s: float) -> ServerFigures:
@@ -179,11 +184,11 @@ def _total(snapshot: Snapshot, name: str, models: frozenset[str]) -> float | Non
     return sum(found) if found else None
 
 
-def _replicas(snapshot: Snapshot, models: frozenset[str]) -> dict[str, float]:
+def _replicas(snapshot: Snapshot, models: frozenset[str], of: str = _COUNTS[0]) -> dict[str, float]:
     """By version; gateways see the same replicas, so the one that sees most is believed."""
     by_gateway: dict[str, dict[str, float]] = {}
     for (name, labels), value in snapshot.values.items():
-        if name == "prism_replicas" and _is_about(labels, models):
+        if name == of and _is_about(labels, models):
             about = dict(labels)
             version = about.get("version", "")
             label = version if len(models) < 2 else f"{about.get('model', '')}:{version}"

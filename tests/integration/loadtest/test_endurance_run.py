@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 LARGEST_BYTES = 2 << 20  # what is kept goes into a repository
 
 
-def test_a_short_run_answers_all_keeps_its_report_and_leaves_nothing_behind(tmp_path):
-    options = ("--seconds", "15", "--rate", "20", "--work-dir", str(tmp_path / "work"), "--out", str(tmp_path / "kept"))
+def test_a_short_run_answers_all_shows_who_was_held_back_and_leaves_nothing_behind(tmp_path):
+    options = ("--seconds", "15", "--rate", "10", "--seed", "53", "--utilisation", "0.05")  # so that little competes
+    options += ("--work-dir", str(tmp_path / "work"), "--out", str(tmp_path / "kept"))
     done = subprocess.run(
         [sys.executable, "-m", "loadtest.endurance", *options], capture_output=True, text=True, timeout=280
     )
@@ -31,8 +32,11 @@ def test_a_short_run_answers_all_keeps_its_report_and_leaves_nothing_behind(tmp_
     assert set(result.server.replicas) == set(counts.versions) == {f"{model}:1" for model in MODELS}
     deployed = result.about_server["models"]
     assert deployed["urgent:1"]["priority"] > deployed["patient:1"]["priority"]
+    wanted, granted = (result.server.wanted, result.server.granted)
+    assert max(filter(None, wanted["patient:1"])) > 1 and max(filter(None, wanted["urgent:1"])) > 1, wanted
+    assert 1 in granted["patient:1"] and 2 in granted["urgent:1"], granted  # three find room
     page = (tmp_path / "kept" / "endurance.html").read_text()
-    assert "By the minute" in page and os.fspath(tmp_path) not in page
+    assert "By the minute" in page and "seconds held patient:1" in page and os.fspath(tmp_path) not in page
     assert sum(file.stat().st_size for file in (tmp_path / "kept").iterdir()) < LARGEST_BYTES
     (home,) = re.findall(r"^home (\S+), ", done.stdout, re.MULTILINE)
     assert not Path(home).parent.exists() and not procs.find_marked(Home(Path(home)).key)

@@ -24,7 +24,10 @@ FIRST_S = SCENARIO.warmup_s
 
 
 def run(latency_s=0.02, outcome=Outcome.OK):
-    """Result and samples. Replicas: `urgent` has two from second 70 on, `patient` always one; queue: the second."""
+    """Result and samples. Replicas: `urgent` has two from second 70 on, `patient` always one; queue: the second.
+
+    Both want two from second 60 on; from 70 on `patient` is granted one.
+    """
     count = len(DUE_S)
     samples = Samples(
         due_s=DUE_S,
@@ -40,7 +43,11 @@ def run(latency_s=0.02, outcome=Outcome.OK):
             ("prism_replicas", (("model", "urgent"), ("version", "1"))): 1.0 + (t >= 70),
             ("prism_replicas", (("model", "patient"), ("version", "1"))): 1.0,
             ("prism_queue_rows", (("model", "urgent"), ("version", "1"))): float(t),
+            ("prism_replicas_wanted", (("model", "urgent"), ("version", "1"))): 1.0 + (t >= 60),
+            ("prism_replicas_wanted", (("model", "patient"), ("version", "1"))): 1.0 + (t >= 60),
+            ("prism_replicas_granted", (("model", "urgent"), ("version", "1"))): 2.0,
         }
+        | ({("prism_replicas_granted", (("model", "patient"), ("version", "1"))): 1.0} if t >= 70 else {})
         for t in range(int(DUE_S[-1]) + 1)
     ]
     snapshots = tuple(Snapshot(1000.5 + t, "g", each) for t, each in enumerate(values))
@@ -52,7 +59,7 @@ def test_a_calm_run_has_whole_minutes_and_the_rest_and_nothing_outside():
     first, last = by_the_minute(*run())
     assert (first.start_s, last.start_s) == (FIRST_S, FIRST_S + 60)
     assert first.offered + last.offered == np.sum(DUE_S >= FIRST_S)
-    assert first.failed == first.outside == last.outside == 0
+    assert first.failed == 0 and first.outside == last.outside == {"patient:1": 0, "urgent:1": 0}
     assert first.p99_s == {"patient:1": pytest.approx(0.02), "urgent:1": pytest.approx(0.02)}
 
 
@@ -63,13 +70,20 @@ def test_replicas_and_queue_are_those_of_the_minute():
     assert first.queue_rows < 66 <= last.queue_rows
 
 
+def test_a_version_is_held_in_the_seconds_in_which_it_is_granted_less_than_it_wants():
+    first, last = by_the_minute(*run())
+    assert first.wanted == {"patient:1": (1, 2), "urgent:1": (1, 2)} and last.wanted["patient:1"] == (2, 2)
+    assert first.held_s == {"patient:1": 0, "urgent:1": 0}
+    assert last.held_s == {"patient:1": FIRST_S + SECONDS - 70, "urgent:1": 0}
+
+
 def test_a_second_is_outside_once_for_late_and_for_failed_requests():
     in_10, in_80 = (np.floor(DUE_S) == second for second in (10, 80))
     assert in_10.any() and in_80.any()
     latency_s = np.where(in_10, 1.1 * OBJECTIVE_S, 0.9 * OBJECTIVE_S)
     first, last = by_the_minute(*run(latency_s, np.where(in_80, Outcome.HTTP_503, Outcome.OK)))
-    assert (first.outside, first.failed) == (1, 0)
-    assert (last.outside, last.failed) == (1, in_80.sum())
+    assert (first.outside, first.failed) == ({"patient:1": 1, "urgent:1": 1}, 0)
+    assert (last.outside, last.failed) == ({"patient:1": 1, "urgent:1": 1}, in_80.sum())
 
 
 def test_what_is_kept_can_be_read_again_and_names_no_folder_of_the_run(tmp_path):
@@ -83,6 +97,7 @@ def test_what_is_kept_can_be_read_again_and_names_no_folder_of_the_run(tmp_path)
         text = file.read_text()
         assert "/somewhere" not in text and str(tmp_path) not in text
     assert "By the minute" in page.read_text() and "replicas urgent:1" in page.read_text()
+    assert "held to fewer replicas than it wanted for 35 s" in page.read_text()
 
 
 def test_the_scenario_lasts_fifteen_minutes_of_bursts_at_two_models():

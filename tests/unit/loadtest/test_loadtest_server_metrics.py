@@ -48,6 +48,14 @@ def test_snapshots_fall_into_the_seconds_of_the_run_and_gaps_stay_gaps():
     line = server_timeline(snapshots, ["m"], epoch_s=100.0, seconds=4)
     assert line.batch_rows == (None, 3.0, None, 3.0)
     assert line.replicas == {"1": (1.0, 2.0, None, 1.0)}
+    assert line.wanted == line.granted == {}
+
+
+def test_what_was_wanted_and_granted_is_laid_onto_the_seconds_too():
+    labels = '{model="m",version="1"}'
+    pages = [f"prism_replicas_wanted{labels} 2", f"prism_replicas_wanted{labels} 3\nprism_replicas_granted{labels} 1"]
+    line = server_timeline([parse(text, 100.5 + t) for t, text in enumerate(pages)], ["m"], 100.0, 3)
+    assert (line.wanted, line.granted) == ({"1": (2.0, 3.0, None)}, {"1": (None, 1.0, None)})
 
 
 def test_a_server_without_metrics_leaves_nothing_behind():
