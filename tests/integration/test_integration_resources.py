@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
+import trt_models
 
-from onnx_models import mlp_artifact
+from cluster.artifact import SAMPLE
+from cluster.policy.share import Claim, share
+from converters.proof.sample_answers import ANSWERS
+from onnx_models import mlp_artifact, slow_artifact
 from running import PRISM, Prism, free_port
 from traffic import Traffic
 
@@ -23,6 +30,10 @@ pytestmark = pytest.mark.integration
 ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
 
 NUMBERS = itertools.count(1)
+
+# What replicas find in place of TensorRT and torch's CUDA side.
+TESTS = Path(trt_models.__file__).parent
+STAND_INS = os.pathsep.join([str(TESTS / "stand_ins"), str(TESTS)])
 
 
 def body(_):
@@ -33,7 +44,8 @@ def body(_):
 def gpu_node():
     """A Prism of this module's own: 8 CPUs, one GPU that only Ray's bookkeeping knows, and a label."""
     with tempfile.TemporaryDirectory(prefix="prism-resources-") as folder:
-        made = Prism(Path(folder) / "home", free_port())
+        environ = {"PYTHONPATH": STAND_INS, "TENSORRT_BUILDS": str(Path(folder) / "builds")}
+        made = Prism(Path(folder) / "home", free_port(), environ)
         settings = Path(folder) / "settings.yaml"
         settings.write_text("ray: {num_cpus: 8, num_gpus: 1, labels: {pool: red}}\ngateway: {max_deadline_s: 60}\n")
         try:
@@ -100,11 +112,91 @@ def test_replicas_share_a_gpu_and_the_next_one_waits_for_room(gpu_node, publishe
     assert gpu_node.get(f"/v2/models/{published}/ready")[0] == 200
 
 
+def test_versions_that_all_want_more_of_a_gpu_are_granted_it_by_weight_and_priority_and_no_canary_starves_stable(
+    gpu_node, tmp_path
+):
+    """A stable version, its canary and a rival have a quarter of the GPU each, and all want the fourth."""
+    slow = str(slow_artifact(tmp_path / "a", 10, max_rows=1).path)
+    every = ("--cpus", "0.1", "--gpus", "0.25", "--allow-cpu", "--min", "1", "--max", "3", "--utilisation", "0.05")
+    for model, *options in (("shared",), ("shared", "--priority", "5"), ("rival", "--weight", "2")):
+        version = gpu_node.json("publish", model, slow, "--allow-same")["version"]
+        gpu_node.cli("deploy", f"{model}:{version}", *every, *options, "--no-wait")
+    quarter = {"wants": 1, "needs": {"GPU": 0.25}, "least": 1, "most": 3}
+    claims = {
+        "shared:1": Claim(**quarter),
+        "shared:2": Claim(**quarter, priority=5, after="shared:1"),
+        "rival:1": Claim(**quarter, weight=2.0),
+    }
+
+    def statuses():
+        of = {model: gpu_node.store.statuses(model) for model in ("shared", "rival")}
+        return {f"{model}:{version}": status for model in of for version, status in of[model].items()}
+
+    def as_shared():
+        """What `share` gives them once all want more than one replica, have this, and are told so; {} before."""
+        found = statuses()
+        given = share({name: replace(claims[name], wants=each.wants) for name, each in found.items()}, {"GPU": 1.0})
+        for name, each in found.items():
+            held = f"wants {each.wants} replicas and is granted {given[name]}: others need the rest"
+            has = each.wants > 1 and (each.granted, each.replicas, each.pending) == (given[name], given[name], 0)
+            if not has or (each.wants > each.granted) != each.scaling.startswith(held):
+                return {}
+        return given
+
+    try:
+        gpu_node.until(lambda: [status.state for status in statuses().values()] == ["READY"] * 3)
+        gpu_node.cli("split", "shared", "1=60,2=40")
+        gpu_node.cli("split", "rival", "1=100")
+        with (
+            Traffic(gpu_node.url("/v2/models/shared/infer"), body, workers=4, pause_s=0.1) as shared,
+            Traffic(gpu_node.url("/v2/models/rival/infer"), body, workers=2, pause_s=0.1) as rival,
+        ):
+            assert gpu_node.until(as_shared) == {"shared:1": 1, "shared:2": 1, "rival:1": 2}
+            gpu_node.cli("scale", "shared:1", "--priority", "1")
+            claims["shared:1"] = replace(claims["shared:1"], priority=1)
+            assert gpu_node.until(as_shared) == {"shared:1": 2, "shared:2": 1, "rival:1": 1}
+            assert "is granted 1: others need the rest" in gpu_node.cli("status", "rival").stdout
+        for traffic in (shared, rival):
+            assert traffic.outcome.ok and not traffic.outcome.failed, traffic.outcome.bodies
+    finally:
+        for model in ("shared", "rival"):
+            gpu_node.store.remove(gpu_node.store.read(model), by="test")
+
+
 def test_a_gpu_that_cannot_be_used_fails_the_version_unless_the_cpu_was_allowed(gpu_node, published):
     done = gpu_node.cli("deploy", f"{published}:1", "--cpus", "0.1", "--accelerator", "gpu", check=False)
     assert done.returncode == 1
     assert "EngineFailed: accelerator: expected gpu, but this ONNX Runtime offers" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(bool(trt_models.family()), reason="there is a real TensorRT: tests/gpu")
+def test_an_engine_is_built_by_the_first_replica_on_its_gpu_and_the_next_one_takes_it_from_the_store(
+    gpu_node, tmp_path
+):
+    artifact = trt_models.left(mlp_artifact)(tmp_path / "a")
+    x, y = (np.load(artifact.path / file)[name] for file, name in ((SAMPLE, "x"), (ANSWERS, "y")))
+    rows = {"inputs": [{"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
+    digest = gpu_node.json("publish", "engine", str(artifact.path))["digest"]
+    try:
+        gpu_node.cli("deploy", "engine:1", "--cpus", "0.1", "--gpus", "0.5", "--max", "2")
+        assert version_of(gpu_node, "engine")["accelerator"] == "gpu"
+        gpu_node.cli("scale", "engine:1", "--min", "2")
+
+        def started():
+            return len(starts := version_of(gpu_node, "engine")["starts"]) == 2 and starts
+
+        first, second = sorted(gpu_node.until(started), key=lambda start: start["ready_s"])
+        assert first["steps"]["build"] > 0 and "build" not in second["steps"]
+        # Once, with the half of the stand-in's 16 GiB that a replica has.
+        assert Path(gpu_node.environ["TENSORRT_BUILDS"]).read_text().split() == [str(8 << 30)]
+        store = Path(gpu_node.boot.artifacts_url.removeprefix("file://"))
+        assert len(list((store / "derived" / digest).glob("*/model.engine"))) == 1
+        with Traffic(gpu_node.url("/v2/models/engine/infer"), lambda _: (rows, float(y[0, 0]))) as traffic:
+            traffic.wait_for(20)
+        assert not traffic.outcome.failed and not traffic.outcome.wrong
+    finally:
+        gpu_node.store.remove(gpu_node.store.read("engine"), by="test")
 
 
 def test_status_tells_how_a_replica_started(gpu_node):

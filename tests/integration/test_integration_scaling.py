@@ -1,4 +1,4 @@
-"""Replicas follow load on a real Prism, and two versions share what is too little for both."""
+"""Replicas follow load on a real Prism. How versions share what is too little: test_integration_resources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from loadtest.bench.work import prepare, write_artifact
 from loadtest.scaling_live import SLOW
-from onnx_models import mlp_artifact
 from traffic import Traffic
 
 pytestmark = pytest.mark.integration
@@ -41,26 +40,3 @@ def test_a_busy_version_gets_a_replica_and_loses_no_request(prism, slow):
         said = prism.until(lambda: status_of(prism, slow).scaling, 30)
     assert said.startswith("1 -> 2: up: ") and "rows/s" in said
     assert traffic.outcome.ok and not traffic.outcome.failed, traffic.outcome.bodies
-
-
-def test_what_another_version_needs_is_not_taken_and_status_says_so(prism, slow, tmp_path):
-    prism.cli("publish", "neighbour", str(mlp_artifact(tmp_path / "a", seed=5).path))
-    prism.cli("deploy", "neighbour:1", "--cpus", "0.1", "--priority", "3")
-    try:
-        prism.cli("deploy", f"{slow}:1", "--cpus", "5", "--min", "1", "--max", "2", timeout_s=300)
-        with Traffic(prism.url(f"/v2/models/{slow}/infer"), body, workers=6) as traffic:
-            held = prism.until(
-                lambda: (
-                    (said := status_of(prism, slow).scaling).startswith("wants 2 replicas and is granted 1") and said
-                ),
-                120,
-            )
-            traffic.wait_for(20, 60)
-        assert "others need the rest" in held
-        assert status_of(prism, "neighbour").replicas == 1
-        assert not traffic.outcome.failed, traffic.outcome.bodies
-        prism.cli("scale", f"{slow}:1", "--weight", "2", "--priority", "5")
-        deploy = prism.store.read(slow).record("1").deploy
-        assert (deploy.weight, deploy.priority) == (2.0, 5)
-    finally:
-        prism.store.remove(prism.store.read("neighbour"), by="test")
