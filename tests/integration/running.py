@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster import procs
 from cluster.home import Home
 from cluster.settings import Boot
 from cluster.store.redis import RedisStore
@@ -82,6 +83,14 @@ class Prism:
                 return value
             time.sleep(every_s)
         raise AssertionError(f"did not happen within {timeout_s} s: {what}")
+
+    def kill_all(self) -> None:
+        """What the loss of a machine does to the processes on it."""
+        home = Home(self.home)
+        state = home.supervisor()
+        assert state is not None
+        for process in procs.find_marked(home.key, (procs.Identity(state.pid, state.started_s), *state.leaders)):
+            process.kill()
 
     def replica_pids(self, model: str, version: str = "1") -> dict[str, int]:
         """Live replica processes of a version by replica id."""

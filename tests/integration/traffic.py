@@ -35,12 +35,24 @@ class Outcome:
 class Traffic:
     """`workers` connections that send one request after the other until stopped; use as a context manager.
 
-    `expect(i)` gives the JSON body of request i and the value that its answer's first element must have (or None).
+    `body(i)` gives the JSON body of request i and the value that its answer's first element must have (or None). `url`
+    may be changed meanwhile. A connection that breaks goes on at `instead`, where that is given.
     """
 
-    def __init__(self, url: str, body, expect=None, *, workers: int = 4, pause_s: float = 0.0, headers=None):
-        self.url, self.body, self.expect = url, body, expect
+    def __init__(
+        self,
+        url: str,
+        body,
+        *,
+        workers: int = 4,
+        pause_s: float = 0.0,
+        headers=None,
+        instead: str = "",
+        timeout_s: float = 40.0,
+    ):
+        self.url, self.body, self.instead = url, body, instead
         self.workers, self.pause_s, self.headers = workers, pause_s, headers or {}
+        self.timeout_s = timeout_s
         self.outcome = Outcome()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
@@ -51,7 +63,7 @@ class Traffic:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(self.timeout_s + 20)
         assert not self._thread.is_alive(), "traffic did not come to an end: a request hangs"
 
     def wait_for(self, count: int, timeout_s: float = 30.0) -> None:
@@ -62,20 +74,21 @@ class Traffic:
             time.sleep(0.02)
 
     async def _all(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=40)
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             await asyncio.gather(*(self._one(session, i) for i in range(self.workers)))
 
     async def _one(self, session: aiohttp.ClientSession, worker: int) -> None:
-        out, i = self.outcome, worker
+        out, i, broken = self.outcome, worker, False
         while not self._stop.is_set():
             body, expected = self.body(i)
             headers = {"Content-Type": "application/json", **{k: v(i) for k, v in self.headers.items()}}
             out.sent += 1
             started_s = time.monotonic()
             try:
-                async with session.post(self.url, data=json.dumps(body), headers=headers) as response:
+                url = self.instead if broken and self.instead else self.url
+                async with session.post(url, data=json.dumps(body), headers=headers) as response:
                     raw = await response.read()
                     out.status[response.status] += 1
                     if response.status == 200:
@@ -89,6 +102,7 @@ class Traffic:
                         out.bodies.append((response.status, raw[:300]))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 out.status[type(error).__name__] += 1
+                broken = True
             i += self.workers
             if self.pause_s:
                 await asyncio.sleep(self.pause_s)

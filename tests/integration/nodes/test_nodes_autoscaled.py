@@ -20,6 +20,7 @@ from cluster.home import Home
 from cluster.nodes import NodeReport
 from cluster.ray_head import DOOR_LABEL, GATEWAY_LABEL, WITH_REPLICAS
 from onnx_models import slow_artifact
+from open_loop import OpenLoop
 from running import Prism, free_port
 from traffic import Traffic
 
@@ -162,13 +163,16 @@ def wire_connections(gateway: psutil.Process, replica: psutil.Process) -> int:
     return sum(address in listening for address in held)
 
 
-def test_a_node_comes_with_load_takes_its_part_over_tcp_and_goes_with_the_load(elastic):
+def test_a_node_comes_with_load_takes_its_part_over_tcp_and_goes_with_the_load(elastic, tmp_path):
     prism = elastic.prism
     prism.cli("deploy", "m:1", "--cpus", "1", "--memory", "0", "--min", "1", "--max", "2", "--down-after", "1")
     assert set(elastic.nodes) == {HEAD_IP}
     listening = [c for c in elastic.autoscaler().net_connections() if c.status == psutil.CONN_LISTEN]
     assert not listening, "two homes would meet there, and anybody may ask"
-    with Traffic(prism.url("/v2/models/m/infer"), body, workers=6) as traffic:
+    with (
+        OpenLoop(prism, tmp_path / "load", rate=10, p99="30s") as load,
+        Traffic(prism.url("/v2/models/m/infer"), body, workers=6) as traffic,  # as much as there is room for
+    ):
         prism.until(lambda: elastic.status().pending == 1, 60)
         assert "1 replica waits: no node has 1 CPU free" in elastic.status().reason
         elastic.allow(nodes=1)
@@ -185,6 +189,7 @@ def test_a_node_comes_with_load_takes_its_part_over_tcp_and_goes_with_the_load(e
         traffic.wait_for(50, 60)
     assert not traffic.outcome.wrong
     assert not traffic.outcome.failed, traffic.outcome.bodies
+    load.nothing_failed()
 
     prism.until(lambda: elastic.status().replicas == 1 and not elastic.added().replicas, 90)
     assert elastic.added().gateway == "RUNNING"  # and yet the node goes

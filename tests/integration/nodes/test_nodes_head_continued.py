@@ -13,13 +13,12 @@ import psutil
 import pytest
 import redis
 
-from cluster import procs
 from cluster.errors import StoreUnavailable
-from cluster.home import Home
 from cluster.nodes import NodeReport
 from cluster.ray_storage import URL_VARIABLE
 from cluster.store.embedded import EmbeddedServer
 from onnx_models import mlp_artifact
+from open_loop import OpenLoop
 from running import Prism, free_port
 from traffic import Traffic
 
@@ -73,14 +72,6 @@ def node(folder: Path, ip: str, cpus: int, environ: dict[str, str], *options: st
     return Node(Prism(folder / ip, 0, environ), (*ports, "--node-ip", ip, "--config", str(settings), *options))
 
 
-def kill_all(home: Home) -> None:
-    """What the loss of a machine does to the processes on it."""
-    state = home.supervisor()
-    assert state is not None
-    for process in procs.find_marked(home.key, (procs.Identity(state.pid, state.started_s), *state.leaders)):
-        process.kill()
-
-
 def shows(secret: str) -> list[list[str]]:
     """Command lines that hold `secret`."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
@@ -113,14 +104,18 @@ def test_a_head_that_is_lost_is_continued_and_its_nodes_notice_nothing(tmp_path,
         record = kept.get(*kept.keys("prism:boot:*"))
         assert not shows(password)
 
-        with Traffic(worker.prism.url("/v2/models/m/infer"), body, workers=4, pause_s=0.01) as traffic:
+        with (
+            OpenLoop(worker.prism, tmp_path / "load") as load,
+            Traffic(worker.prism.url("/v2/models/m/infer"), body, workers=4, pause_s=0.05) as traffic,
+        ):
             traffic.wait_for(50)
-            kill_all(Home(tmp_path / HEAD))
+            head.prism.kill_all()
             traffic.wait_for(50)
             assert "the cluster of the last head goes on" in head.prism.cli("up", *head.options).stdout
             head.prism.until(lambda: sum(head.replicas().values()) == 2, 90, every_s=0.5)
             traffic.wait_for(50)
         assert not traffic.outcome.failed and not traffic.outcome.wrong, traffic.outcome.bodies
+        load.nothing_failed()
         now = {ip: report.id for ip, report in head.reports().items()}
         assert now[WORKER] == ids[WORKER] and now[HEAD] != ids[HEAD]
         assert replicas.items() <= worker.prism.replica_pids("m").items()
