@@ -19,7 +19,7 @@ from converters.ranges import EDGE_ROWS, check_ranges, edge_cases, parse_ranges,
 MAX_DATA_BYTES = 8 << 30  # unpacked
 PROOF_ROWS = 64  # of each origin; more prove little more and cost the user's time
 LARGER_ROWS = 8
-MOST_BYTES = 256 << 20  # of input in the one call with the most rows, where those are more than PROOF_ROWS
+MOST_BYTES = 256_000_000  # of input in the one call with the most rows, where those are more than PROOF_ROWS
 CALIBRATION_ROWS = 8  # per call: enough to keep a core busy, small enough for memory
 ROWS_SYMBOL = "N"
 
