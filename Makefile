@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
-.PHONY: install demo test test-suite test-frameworks test-gpu envs-gpu test-unit lint bench sim scale-bench endurance clean
+.PHONY: install demo test test-suite test-frameworks test-gpu envs-gpu test-unit lint bench sim scale-bench cold-start endurance clean
 
 install: $(VENV)/.installed
 
@@ -107,6 +107,10 @@ sim: install
 # A real step in load on this machine, Prism and Ray Serve; some minutes, on a quiet machine.
 scale-bench: install
 	@$(BIN)/python -m loadtest.scaling_live
+
+# What waking a version that sleeps takes, step by step; a minute or two.
+cold-start: install
+	@$(BIN)/python -m loadtest.cold_start
 
 # Two models compete for CPUs under bursts for 15 minutes; the report is kept in loadtest/results.
 endurance: install

@@ -225,7 +225,7 @@ def judge(name: str, due_s: Times, latency_s: Times, step_s: float, limit_s: flo
         failed=int(np.isinf(latency_s).sum()),
         p99_before_s=round(float(before[int(len(before) * 0.99)]), 4),
         p99_s=round(float(ordered[int(len(ordered) * 0.99)]), 4),
-        replicas=tuple((round(at_s - step_s, 2), *counts) for at_s, *counts in seen),
+        replicas=tuple((round(at_s - step_s, 2), ready, answered) for at_s, ready, answered in seen),
     )
 
 
@@ -244,7 +244,7 @@ def run(name: str, prepared: Prepared, folder: Path, due_s: Times, step_s: float
         with Watch(lambda: prism_replicas(server.port) if name == "prism" else ray_replicas(log, named)) as watch:
             begun_s = time.time()
             latency_s = asyncio.run(send(server.port, requests, due_s, named))
-        seen = [(at_s - begun_s, *counts) for at_s, *counts in watch.seen]
+        seen = [(at_s - begun_s, ready, answered) for at_s, ready, answered in watch.seen]
     return judge(name, due_s, latency_s, step_s, limit_s, seen)
 
 

@@ -42,7 +42,8 @@ def command(home: Path, *arguments: str, fine: Collection[int] = (0,)) -> int:
 @click.option("--port", type=int, required=True, help="On 127.0.0.1.")
 @click.option("--max-batch-rows", default=16, show_default=True, help="Most rows of one batch.")
 @click.option("--autoscale", default=0, help="Most replicas, of a tenth of a CPU to Ray; 0: one replica, one CPU.")
-def main(artifact: str, model: str, port: int, max_batch_rows: int, autoscale: int) -> None:
+@click.option("--idle-after", type=float, help="Sleep after so many seconds without a request.  [default: never]")
+def main(artifact: str, model: str, port: int, max_batch_rows: int, autoscale: int, idle_after: float | None) -> None:
     """Serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     folder = Path(tempfile.mkdtemp(prefix="prism-bench-"))
@@ -50,7 +51,8 @@ def main(artifact: str, model: str, port: int, max_batch_rows: int, autoscale: i
         command(folder / "home", "up", "--http-port", str(port), "--grpc-port", "0")
         command(folder / "home", "publish", model, artifact)
         cpus = "0.1" if autoscale else "1"
-        limits = ("--min", "1", "--max", str(autoscale or 1), "--cpus", cpus, "--batch-rows", str(max_batch_rows))
+        least = ("--min", "1") if idle_after is None else ("--min", "0", "--idle-after", f"{idle_after:g}")
+        limits = (*least, "--max", str(autoscale or 1), "--cpus", cpus, "--batch-rows", str(max_batch_rows))
         command(folder / "home", "deploy", f"{model}:1", *limits)
         print("up", flush=True)
         signal.pause()
