@@ -51,6 +51,7 @@ class _Replica:
 
     def __init__(self, record: VersionRecord) -> None:
         self._record = record
+        self.addresses: dict[str, str] = {}
         self._answers: dict[int, tuple[bytes, Any]] = {}
         self.sent: list[tuple[int, int]] = []  # call id, rows
 
