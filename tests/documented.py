@@ -31,8 +31,8 @@ def run_quickly(arguments: list[str], patch: pytest.MonkeyPatch) -> str:
     """What the command prints; it measures for a moment only, and in processes that tests can fork."""
     options_of = convert_command.options_of
 
-    def quick(values: Mapping[str, Any]) -> Options:
-        return replace(options_of(values), apart=False, profile_s=0.05)
+    def quick(values: Mapping[str, Any], **defaults: Any) -> Options:
+        return replace(options_of(values, **defaults), apart=False, profile_s=0.05)
 
     with patch.context() as patched:
         for module in (convert_command, optimize_command):

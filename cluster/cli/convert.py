@@ -80,10 +80,9 @@ SOURCE_OPTIONS = (
     ),
     click.option(
         "--compiled",
-        default="off",
-        show_default=True,
         type=click.Choice(["off", "auto", "on"]),
-        help="Compiled code for what PyTorch serves; auto: where it is measured to pay.",
+        help="Compiled code for what PyTorch serves; auto: where it is measured to pay, as optimize does unless told "
+        "otherwise. To compile takes tens of seconds.",
     ),
     click.option(
         "--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="File of TensorRT's timings to reuse."
@@ -115,8 +114,11 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def options_of(values: Mapping[str, Any]) -> Options:
-    """What `source_options` collected. Raises: InvalidRequest."""
+def options_of(values: Mapping[str, Any], compiled: str = "off") -> Options:
+    """What `source_options` collected; `compiled` is what the command does where nothing is said of it.
+
+    Raises: InvalidRequest.
+    """
     from converters.candidate import Options
     from converters.proof.parity import parse_tolerance
 
@@ -125,6 +127,7 @@ def options_of(values: Mapping[str, Any]) -> Options:
         **{
             **values,
             "apart": True,
+            "compiled": values["compiled"] or compiled,
             "labels": read_labels(labels) if labels is not None else (),
             "tolerance": parse_tolerance(values["tolerance"]),
         }

@@ -49,7 +49,7 @@ def optimize(source: Path, objective: str, out: Path, to: str, threads: str, as_
     goal = parse_objective(objective)
     counts = _counts(threads)
     targets = [name.strip() for name in to.split(",") if name.strip()]
-    options = options_of(values)
+    options = options_of(values, compiled="auto")
     if as_json:
         found = run(source, out, goal, options, silent, targets, counts)
         emit({"path": str(out), "digest": found.artifact.digest, **_table(found)}, as_json=True)
