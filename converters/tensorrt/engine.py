@@ -33,6 +33,7 @@ MAX_MESSAGES = 5
 BUILT = "built, not executed here: an engine runs on the kind of GPU it was built for (--device gpu)"
 LEFT = "not built here: the first replica that loads it builds the engine for its GPU and compares it with the sample"
 COMPARED = "What was compared is the ONNX file it is built from"
+NOT_TIMED = "TensorRT-RTX times nothing when it builds"
 ROUNDED = {"bf16": bf16.ROUNDED, "fp8": fp8_trt.ROUNDED}
 
 
@@ -54,6 +55,8 @@ def _engine(candidate: Candidate, work: Path, options: Options, say: Say, module
     refuse_outside(candidate.cases, profile)
     compared = ROUNDED.get(candidate.precision, COMPARED)
     made = replace(candidate, format=module.replace("_", "-"), max_rows=most, stand_in=stand_in)
+    if options.timing_cache is not None and (options.engine == ON_LOAD or module == "tensorrt_rtx"):
+        say(f"the timing cache has no effect: {'nothing is built here' if options.engine == ON_LOAD else NOT_TIMED}")
     if options.engine == ON_LOAD:
         say("leaving the engine to the GPU that serves it")
         recipe = Recipe(candidate.precision, most, dict(profile))

@@ -56,7 +56,10 @@ def built(tmp_path_factory):
     rows = np.random.default_rng(0).standard_normal((32, 4)).astype("f4")
     np.savez(folder / "rows.npz", x=rows)
     options = Options(calibrate=folder / "rows.npz", timing_cache=folder / "timings", **QUICK)
-    return convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", RTX, options), folder
+    told = []
+    made = convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", RTX, options, told.append)
+    assert "tensorrt-rtx: the timing cache has no effect: TensorRT-RTX times nothing when it builds" in told
+    return made, folder
 
 
 def test_engines_of_every_precision_are_built_and_said_not_to_have_run(built):
@@ -98,9 +101,11 @@ def unbuilt(tmp_path_factory):
     """The same models, their engines left to the replica."""
     folder = tmp_path_factory.mktemp("left")
     np.savez(folder / "rows.npz", x=np.random.default_rng(0).standard_normal((32, 4)).astype("f4"))
-    options = Options(calibrate=folder / "rows.npz", engine="on-load", **QUICK)
+    options = Options(calibrate=folder / "rows.npz", engine="on-load", timing_cache=folder / "timings", **QUICK)
     targets = (*RTX, "tensorrt-int8")  # there is no TensorRT 11 here, which this does not need
-    made = convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", targets, options)
+    told = []
+    made = convert(save(mlp_model(hidden=256), folder / "m.onnx"), folder / "out", targets, options, told.append)
+    assert "tensorrt-int8: the timing cache has no effect: nothing is built here" in told
     return dict(zip((*PRECISIONS, "tensorrt-int8"), made, strict=True))
 
 
