@@ -168,6 +168,22 @@ def test_a_sequence_axis_is_made_free_on_request_and_proved_at_both_ends(tmp_pat
     assert artifact.parity()["kind"] == "torch"
 
 
+def test_the_axes_of_an_image_are_made_free_on_request_and_proved_at_their_ends(tmp_path):
+    def anysize():
+        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    shape, ranges = ("image:FP32:N,1,12,16",), ("image:2=8..24", "image:3=8..32")
+    options = quick(factory=anysize, inputs=shape, dynamic=ranges, max_rows=4)
+    network = seeded(anysize)
+    (artifact,) = convert(weights(network, tmp_path / "w.pth"), tmp_path / "out", ("onnx",), options)
+    assert [spec.shape for spec in artifact.manifest.signature.inputs] == [(-1, 1, -1, -1)]
+    calls = {case["inputs"] for case in artifact.parity()["cases"]}
+    assert {f"edge image:2={height}, image:3={width}" for height in (8, 24) for width in (8, 32)} <= calls
+    image = np.random.default_rng(0).standard_normal((2, 1, 9, 31)).astype("f4")
+    with torch.inference_mode():
+        np.testing.assert_allclose(answers(artifact, image)[0], network(torch.from_numpy(image)), rtol=1e-4, atol=1e-6)
+
+
 def test_a_linear_layer_over_texts_is_quantised_at_run_time(tmp_path):
     class Head(Tokens):
         def __init__(self):
