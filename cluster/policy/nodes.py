@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cluster.nodes import DrainRequest, NodeReport, NodeState
 
 LINGER_S = 30.0  # a gateway stays for so long after the last replica on its node
-LEAVE_S = 5.0  # a gateway whose node drains fails its health checks for so long before it refuses connections
+LEAVE_S = 8.0  # a gateway has heard within 3 s that its node drains, and fails its health checks before it is deleted
 RETRY_S = 15.0  # a gateway that could not be started is tried again after so long
 REMEMBER_DRAIN_S = 3600.0  # a node that has left may still ask whether it was meant to
 REFUSED_FIRST_S = 2.0  # a drain that was refused is asked for again after so long, each time twice as long
