@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 from onnx_models import mlp_artifact, slow_artifact, text_artifact, two_input_artifact
+from open_loop import OpenLoop
 from traffic import Traffic
 
 pytestmark = pytest.mark.integration
@@ -155,22 +156,30 @@ def test_scaling_down_under_load_loses_nothing(prism, served):
     assert not traffic.outcome.wrong
 
 
-def test_a_change_of_scale_keeps_every_replica_that_runs(prism, served):
-    name, _, _ = served
-    before = prism.replica_pids(name)
-    prism.cli("deploy", f"{name}:1", "--min", "2", "--max", "3", "--cpus", "0.1")
-    prism.until(lambda: len(prism.replica_pids(name)) == 2)
-    assert set(before) <= set(prism.replica_pids(name))
+def test_changes_in_place_keep_replicas_and_no_change_loses_a_request_of_an_open_loop(prism, served, tmp_path):
+    name, one, _ = served
+    with OpenLoop(prism, tmp_path / "load", name) as load:
+        before = prism.replica_pids(name)
+        prism.cli("scale", f"{name}:1", "--min", "2", "--max", "3")
+        prism.until(lambda: len(prism.replica_pids(name)) == 2)
+        kept = prism.replica_pids(name) | prism.replica_pids(name, "2")
+        assert before.items() <= kept.items()
+        settings = ("--queue-rows", "2048", "--batch-rows", "8", "--max-wait-ms", "2", "--objective-ms", "400")
+        prism.cli("deploy", f"{name}:1", "--min", "1", "--max", "4", "--down-after", "60", *settings)
+        prism.cli("deploy", f"{name}:2", "--max-wait-ms", "400")
+        assert min(seconds(prism, f"/v2/models/{name}/versions/2/infer", body(one)(1)[0]) for _ in range(3)) > 0.4
+        assert prism.replica_pids(name) | prism.replica_pids(name, "2") == kept
+        prism.cli("deploy", f"{name}:1", "--cpus", "0.2")
+        prism.until(lambda: (now := prism.replica_pids(name)) and not now.keys() & kept.keys())
+    load.nothing_failed()
 
 
-def test_a_change_of_settings_does_not_take_replicas_away(prism, served):
-    name, _, _ = served
-    prism.cli("deploy", f"{name}:1", "--min", "3", "--max", "3", "--cpus", "0.1")
-    prism.until(lambda: len(prism.replica_pids(name)) == 3)
-    before = prism.replica_pids(name)
-    prism.cli("deploy", f"{name}:1", "--min", "1", "--max", "4", "--down-after", "60", "--queue-rows", "2048")
-    time.sleep(5)
-    assert prism.replica_pids(name) == before
+def seconds(prism, path, request):
+    """Until `request` was answered."""
+    began_s = time.monotonic()
+    with urllib.request.urlopen(prism.url(path), json.dumps(request).encode(), timeout=10) as response:
+        response.read()
+    return time.monotonic() - began_s
 
 
 def test_a_version_undeployed_right_after_its_traffic_was_moved_loses_nothing(prism, served):
