@@ -17,6 +17,8 @@ from converters.build import convert, convert_what_works
 from converters.candidate import Options
 from converters.cuda_device import first_device
 from converters.runtime import open_runtime
+from converters.tensorrt.on_load import require
+from converters.tensorrt.runtime import module_of
 from onnx_models import mlp_model
 
 pytestmark = marks("torch")
@@ -28,7 +30,6 @@ FAMILIES = [
     pytest.param("tensorrt-rtx", marks=pytest.mark.skipif(bool(why := missing("tensorrt_rtx")), reason=why or "there")),
 ]
 PRECISIONS = ("", "-fp16", "-bf16", "-int8", "-fp8")
-LEAST_CAPABILITY = {"-bf16": (8, 0), "-fp8": (8, 9)}  # https://docs.nvidia.com/deeplearning/tensorrt, support matrix
 KEPT = TemporaryDirectory(prefix="prism-gpu-engines-")
 
 
@@ -44,8 +45,13 @@ def inputs(folder):
     return folder / "m.onnx", folder / "rows.npz"
 
 
-def able(precision):
-    return tuple(map(int, first_device().capability.split("."))) >= LEAST_CAPABILITY.get(precision, (0, 0))
+def unable(family, precision):
+    """Why this GPU has no engines of the family in a precision; "" if it has."""
+    try:
+        require(module_of(family), precision.removeprefix("-") or "fp32", first_device())
+    except EngineFailed as error:
+        return error.message
+    return ""
 
 
 @cache
@@ -54,15 +60,15 @@ def engines(family):
     folder = Path(KEPT.name, family)
     model, data = inputs(folder)
     options = Options(calibrate=data, max_rows=8, profile_s=0.2, device="gpu")
-    targets = [family + precision for precision in PRECISIONS if able(precision)]
+    targets = [family + precision for precision in PRECISIONS if not unable(family, precision)]
     return convert_what_works(model, folder / "out", targets, options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_engines_are_executed_and_near_enough(family, precision):
-    if not able(precision):
-        pytest.skip(f"{precision[1:]} needs compute capability {LEAST_CAPABILITY[precision]}")
+    if why := unable(family, precision):
+        pytest.skip(why)
     made, failures = engines(family)
     assert family + precision in made, failures
     artifact = made[family + precision]
