@@ -78,8 +78,11 @@ class Cluster:
         return {ip: node.replicas.get("m:1", 0) for ip, node in self.reports().items()}
 
     def connected(self, ip: str) -> float:
-        """Replicas that the gateway of one node is connected to."""
-        status, text = self.nodes[ip].get("/metrics")
+        """Replicas that the gateway of one node is connected to; none while no gateway answers there."""
+        try:
+            status, text = self.nodes[ip].get("/metrics")
+        except OSError:
+            return 0.0
         lines = [line for line in text.decode().splitlines() if line.startswith("prism_replicas{")]
         found = [float(line.rpartition(" ")[2]) for line in lines if 'model="m"' in line]
         return found[0] if status == 200 and found else 0.0
