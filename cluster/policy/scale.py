@@ -46,6 +46,7 @@ class Memory:
         ordered: (when, how many) of the replicas that were ordered and have not reported yet.
         rates: (when, rows per second), oldest first.
         hold_s: How long a need is remembered now; 0 before the first decision.
+        down_after_s: The policy's, from which that grew: another one starts anew.
         lowered: When it last went down, and from how many.
         idle_since_s: Since when nothing has come.
     """
@@ -54,6 +55,7 @@ class Memory:
     ordered: tuple[tuple[float, int], ...] = ()
     rates: tuple[tuple[float, float], ...] = ()
     hold_s: float = 0.0
+    down_after_s: float = 0.0
     lowered: tuple[float, int] | None = None
     since_s: float | None = None
     idle_since_s: float | None = None
@@ -205,7 +207,8 @@ class ScalePolicy:
 
     def _remembered(self, memory: Memory, load: Load, now_s: float) -> Memory:
         """The memory without what is past."""
-        hold_s = max(memory.hold_s, self._least_hold_s(load))
+        grown_s = memory.hold_s if memory.down_after_s == self.down_after_s else 0.0
+        hold_s = max(grown_s, self._least_hold_s(load))
         since_s = memory.since_s if memory.since_s is not None else now_s
         rates = memory.rates
         if load.replicas and (not rates or now_s - rates[-1][0] >= RATE_EVERY_S - 1e-6):
@@ -218,7 +221,13 @@ class ScalePolicy:
                 missing -= count
         peaks = tuple(peak for peak in memory.peaks if now_s - peak[0] <= hold_s)
         return replace(
-            memory, peaks=peaks, ordered=tuple(reversed(ordered)), rates=rates, hold_s=hold_s, since_s=since_s
+            memory,
+            peaks=peaks,
+            ordered=tuple(reversed(ordered)),
+            rates=rates,
+            hold_s=hold_s,
+            down_after_s=self.down_after_s,
+            since_s=since_s,
         )
 
     def _least_hold_s(self, load: Load) -> float:

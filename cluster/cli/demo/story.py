@@ -23,7 +23,7 @@ MODEL = "efficientnet"
 MARKER = "made-by-the-demo"
 CALIBRATION_CROPS = 64
 COUNTED, COUNT_LIMIT_S = 500, 60.0  # answers per split, and how long they may take
-GIVEN_BACK_S = 10.0  # how long the demo waits for the second replica to go
+GIVEN_BACK_S = 40.0  # how long the demo waits for the second replica to go
 SETTLED_S = 3.0  # a gateway hears of a change within its poll interval of one second
 
 
@@ -242,6 +242,8 @@ def _load(narrator: Narrator, story: Story, port: int, work: Path, rate: float) 
     narrator.prism(
         "deploy", f"{MODEL}:1", "--min", "1", "--max", "2", "--cpus", "0.5", "--utilisation", "0.5", "--down-after", "5"
     )
+    time.sleep(SETTLED_S)  # what the last step needed is remembered, and may bring the second replica at once
+    _wait_for_one(narrator, port)
     from cluster.artifact import Artifact
     from loadtest import Scenario, run
     from loadtest.scenario import read_scenario
@@ -284,14 +286,19 @@ def _tell_replicas(narrator: Narrator, story: Story, port: int) -> None:
     """Say how many replicas there were in turn; the second one may be given back a few seconds after the load."""
     seen = [int(count) for count in story.load.server.replicas.get("1", ()) if count is not None]
     if seen and seen[-1] > 1:
-        end_s = time.monotonic() + GIVEN_BACK_S
-        with narrator.progress("waiting for the second replica to be given back"):
-            while (now := _replicas_now(port)) > 1 and time.monotonic() < end_s:
-                time.sleep(0.5)
-        seen.append(now)
+        seen.append(_wait_for_one(narrator, port))
     story.replicas = [count for i, count in enumerate(seen) if i == 0 or count != seen[i - 1]]
     held = "; what load needed is remembered for three start-ups at least" if seen and seen[-1] > 1 else ""
     narrator.say(f"replicas of version 1: {story.replicas_text()}{held}")
+
+
+def _wait_for_one(narrator: Narrator, port: int) -> int:
+    """Wait until version 1 has one replica. Returns: how many it has, if that takes too long."""
+    end_s = time.monotonic() + GIVEN_BACK_S
+    with narrator.progress("waiting for the second replica to be given back"):
+        while (now := _replicas_now(port)) > 1 and time.monotonic() < end_s:
+            time.sleep(0.5)
+    return now
 
 
 def _replicas_now(port: int) -> int:

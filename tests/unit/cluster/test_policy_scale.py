@@ -55,6 +55,17 @@ def turns(targets):
     return sum(one != two for one, two in itertools.pairwise(steps))
 
 
+def test_a_shorter_hold_time_counts_from_when_it_is_set():
+    memory, load = Memory(), replace(CALM, replicas=3, target=3, rows_per_s=200)
+    for now_s in range(5):
+        memory = POLICY.decide(load, memory, float(now_s)).memory
+    idle = replace(load, rows_per_s=0)
+    shorter = replace(POLICY, down_after_s=6)
+    assert POLICY.decide(idle, memory, 14.0).replicas == 3
+    assert shorter.decide(idle, memory, 14.0).replicas == 1
+    assert shorter.decide(idle, memory, 5.0).replicas == 3  # and no earlier
+
+
 def test_a_step_in_load_is_answered_at_once():
     assert POLICY.decide(replace(CALM, rows_per_s=100), Memory(), 0.0).replicas == 2
     assert POLICY.decide(replace(CALM, rows_per_s=1000), Memory(), 0.0).replicas == 4
