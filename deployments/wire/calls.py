@@ -1,8 +1,8 @@
-"""What a pool keeps (requests, micro-batches in flight, connected replicas) and what it asks its shell to do."""
+"""What bounds a pool, what it keeps (requests, micro-batches in flight, connected replicas), what it asks its shell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,27 @@ Outcome = TensorAnswer | ServingError
 
 WAITING, SENT, DONE = 0, 1, 2
 NO_REQUEST = TensorRequest(0, (), (), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Bounds of one pool.
+
+    Attributes:
+        batch_rows: Rows per micro-batch; a single request with more goes alone.
+        batch_bytes: Likewise in bytes.
+        in_flight: Micro-batches per replica.
+        max_waiting_rows: Rows that may wait here; more are refused.
+        max_waiting_bytes: Likewise in bytes.
+        run_s: Predicted seconds for a batch of n rows; 0 where nothing was measured.
+    """
+
+    batch_rows: int
+    batch_bytes: int
+    in_flight: int
+    max_waiting_rows: int
+    max_waiting_bytes: int
+    run_s: Callable[[int], float]
 
 
 class Withdrawer(Protocol):

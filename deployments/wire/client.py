@@ -20,7 +20,7 @@ from cluster.settings import GatewaySettings
 from cluster.tensors import ANY
 from deployments.call import BATCH, INTERACTIVE, Reply, TensorRequest, Ticket
 from deployments.costs import told
-from deployments.wire.calls import Entry, Ping, SayGoodbye, Send, Want, Withdraw
+from deployments.wire.calls import Entry, Ping, PoolSettings, SayGoodbye, Send, Want, Withdraw
 from deployments.wire.frames import (
     Cancel,
     Frame,
@@ -35,7 +35,7 @@ from deployments.wire.frames import (
 from deployments.wire.handshake import check_secret
 from deployments.wire.layout import check_shapes, encode_infer, split_result
 from deployments.wire.link import Link
-from deployments.wire.pool import Pool, PoolSettings
+from deployments.wire.pool import Pool
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
@@ -39,6 +39,7 @@ from deployments.wire.calls import (
     Outcome,
     Peer,
     Ping,
+    PoolSettings,
     SayGoodbye,
     Send,
     Want,
@@ -51,27 +52,6 @@ SILENCE_S = 1.0  # the least silence that sets a replica aside
 BUSY_PING_S = 0.3  # how often a replica that owes answers is asked for a sign of life
 IDLE_PING_S = 1.0
 WANTED_S = 1.0  # how often the shell is reminded that requests wait for a version without replicas
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """Bounds of one pool.
-
-    Attributes:
-        batch_rows: Rows per micro-batch; a single request with more goes alone.
-        batch_bytes: Likewise in bytes.
-        in_flight: Micro-batches per replica.
-        max_waiting_rows: Rows that may wait here; more are refused.
-        max_waiting_bytes: Likewise in bytes.
-        run_s: Predicted seconds for a batch of n rows; 0 where nothing was measured.
-    """
-
-    batch_rows: int
-    batch_bytes: int
-    in_flight: int
-    max_waiting_rows: int
-    max_waiting_bytes: int
-    run_s: Callable[[int], float]
 
 
 class Pool:

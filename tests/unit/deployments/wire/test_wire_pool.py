@@ -11,9 +11,9 @@ from pytest import approx
 from cluster.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, ServingError
 from cluster.policy.arrival import FORGET_S
 from deployments.call import BATCH, INTERACTIVE, TensorAnswer, TensorRequest
-from deployments.wire.calls import SENT, WAITING, Action, Entry, Ping, SayGoodbye, Send, Want, Withdraw
+from deployments.wire.calls import SENT, WAITING, Action, Entry, Ping, PoolSettings, SayGoodbye, Send, Want, Withdraw
 from deployments.wire.lanes import CLASS_TURN
-from deployments.wire.pool import SILENCE_S, Pool, PoolSettings
+from deployments.wire.pool import SILENCE_S, Pool
 
 SETTINGS = PoolSettings(
     batch_rows=4, batch_bytes=100, in_flight=2, max_waiting_rows=20, max_waiting_bytes=1000, run_s=lambda rows: 0.0
