@@ -204,3 +204,9 @@ def slow_artifact(path: Path, ms: float, *, max_rows: int = 64) -> Artifact:
     signature = Signature((spec_in,), (spec_out,), batched=True, max_rows=max_rows)
     costs = dict.fromkeys((1, max_rows), ms / 1e3)
     return write_artifact(path, slow_model(loops), signature, {"x": x}, costs)
+
+
+def sample(artifact: Artifact) -> tuple[np.ndarray, ...]:
+    """The artifact's sample, in the order of its inputs."""
+    with np.load(artifact.path / SAMPLE, allow_pickle=False) as data:
+        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import trt_models
 
-from cluster.artifact import SAMPLE, Artifact
+from cluster.artifact import Artifact
 from cluster.errors import ArtifactCorrupt, EngineFailed, InvalidRequest
 from converters.runtime import open_runtime
-from onnx_models import fixed_artifact, mlp_artifact, text_artifact, two_input_artifact
+from onnx_models import fixed_artifact, mlp_artifact, sample, text_artifact, two_input_artifact
 
 MAKERS = [mlp_artifact, two_input_artifact, fixed_artifact, text_artifact, *trt_models.MAKERS]
 if find_spec("tensorflow") and find_spec("ai_edge_litert"):  # in the environment that `make env-tensorflow` makes
@@ -36,11 +36,6 @@ def tensorrt_or_its_stand_in(monkeypatch):
 def opened(artifact):
     """The artifact's runtime, on the only device that it has."""
     return open_runtime(artifact, accelerator="gpu" if "tensorrt" in artifact.manifest.format else "cpu")
-
-
-def sample(artifact):
-    with np.load(artifact.path / SAMPLE, allow_pickle=False) as data:
-        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
 
 
 def test_outputs_are_contiguous_and_as_the_signature_says(artifact):

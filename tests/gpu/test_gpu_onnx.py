@@ -16,17 +16,12 @@ from converters.objective import parse_objective
 from converters.onnx.providers import CUDA
 from converters.optimize import optimize
 from converters.runtime import can_use_gpu, open_runtime
-from onnx_models import fixed_artifact, mlp_artifact, mlp_model, text_artifact, two_input_artifact
+from onnx_models import fixed_artifact, mlp_artifact, mlp_model, sample, text_artifact, two_input_artifact
 
 pytestmark = marks(onnxruntime_gpu=True)
 
 # On GPUs since Ampere FP32 products are computed in TF32, with 11 significant bits.
 NEAR = {"rtol": 1e-2, "atol": 1e-2}
-
-
-def sample(artifact):
-    with np.load(artifact.path / "sample.npz") as data:
-        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
 
 
 @pytest.mark.parametrize("make", [mlp_artifact, two_input_artifact, fixed_artifact], ids=lambda make: make.__name__)

@@ -8,7 +8,7 @@ from gpu_machine import missing
 from converters.build import convert
 from converters.candidate import Options
 from converters.runtime import can_use_gpu, open_runtime
-from onnx_models import fixed_artifact, mlp_artifact, mlp_model, two_input_artifact
+from onnx_models import fixed_artifact, mlp_artifact, mlp_model, sample, two_input_artifact
 
 
 def lacking() -> str:
@@ -25,11 +25,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(lacking()), reason=lackin
 
 # On GPUs since Ampere FP32 products are computed in TF32, with 11 significant bits.
 NEAR = {"rtol": 1e-2, "atol": 1e-2}
-
-
-def sample(artifact):
-    with np.load(artifact.path / "sample.npz") as data:
-        return tuple(data[spec.name] for spec in artifact.manifest.signature.inputs)
 
 
 @pytest.mark.parametrize("make", [mlp_artifact, two_input_artifact, fixed_artifact], ids=lambda make: make.__name__)
