@@ -93,8 +93,6 @@ def convert_what_works(
 
 
 def _way(start: Format, target: Format, options: Options) -> tuple[Route, ...]:
-    if options.engine not in BUILDS:
-        raise InvalidRequest(f"engine: expected {' or '.join(BUILDS)}, got {options.engine!r}")
     steps = way(start, target)
     if options.engine == HERE:
         try:
@@ -110,6 +108,8 @@ def _check(options: Options, ways: Mapping[Format, Sequence[Route]]) -> None:
         raise InvalidRequest(f"max_rows: expected at least 1, got {options.max_rows}")
     if not ways:
         raise InvalidRequest("to: expected at least one target, got none")
+    if options.engine not in BUILDS:
+        raise InvalidRequest(f"engine: expected {' or '.join(BUILDS)}, got {options.engine!r}")
     parse_ranges(options.dynamic)
     check_gate(options)
     needing = [target for target, steps in ways.items() if any(step.calibrates for step in steps)]

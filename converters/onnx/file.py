@@ -37,7 +37,9 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     Raises: ConversionFailed if the file is damaged, reaches out of its folder or cannot be loaded.
     """
     say("checking the ONNX file")
-    model = read(candidate.path)
+    model = _opened(candidate.path)
+    external = _hashes(model, candidate.path.parent)
+    _load_weights(model, candidate.path)
     trained = evaluate(model)
     path = save(model, work / MODEL_FILE)
     check(path)
@@ -47,7 +49,7 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
     found = Candidate(
         path=path,
         precision=precision_of(model),
-        source={**candidate.source, **external_of(candidate.path)},
+        source={**candidate.source, **external},
         tools={"onnx": onnx.__version__},
         notes=(*candidate.notes, *trained, *notes),
     )
@@ -58,16 +60,19 @@ def convert(candidate: Candidate, work: Path, options: Options, say: Say) -> Can
 def read(path: Path) -> onnx.ModelProto:
     """The model with its external data loaded. Raises: ConversionFailed."""
     model = _opened(path)
-    confine(model, path.parent)
+    _load_weights(model, path)
+    return model
+
+
+def _load_weights(model: onnx.ModelProto, path: Path) -> None:
     try:
         load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         raise ConversionFailed(f"{path.name}: its external data cannot be read: {brief(error)}") from None
-    return model
 
 
 def _opened(path: Path) -> onnx.ModelProto:
-    """The model without its external data, whose names are not checked yet. Raises: ConversionFailed."""
+    """The model without its external data, which is confined to its folder. Raises: ConversionFailed."""
     if path.stat().st_size > MAX_MODEL_BYTES:
         raise ConversionFailed(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_MODEL_BYTES} are read")
     try:
@@ -76,6 +81,7 @@ def _opened(path: Path) -> onnx.ModelProto:
         raise ConversionFailed(f"{path.name}: not an ONNX model ({brief(error)})") from None
     if not model.graph.output or not model.graph.node:
         raise ConversionFailed(f"{path.name}: not an ONNX model, or an empty one")
+    confine(model, path.parent)
     return model
 
 
@@ -109,19 +115,18 @@ def evaluate(model: onnx.ModelProto) -> tuple[str, ...]:
     return (f"the source was in training mode ({', '.join(sorted(set(changed)))}) and was put into evaluation mode",)
 
 
-def external_of(path: Path) -> dict[str, dict[str, str]]:
-    """What a manifest says of a model's weights in other files: `external`, SHA-256 in hex by location; {} without any.
-
-    Raises: ConversionFailed as `read`.
-    """
-    locations = external_files(path)
-    return {"external": {name: sha256_of(path.parent / name) for name in locations}} if locations else {}
+def _hashes(model: onnx.ModelProto, folder: Path) -> dict[str, dict[str, str]]:
+    """For a manifest: `external`, the SHA-256 in hex of each other file with weights, by location; {} without any."""
+    locations = _locations(model)
+    return {"external": {name: sha256_of(folder / name) for name in locations}} if locations else {}
 
 
 def external_files(path: Path) -> tuple[str, ...]:
     """Where a model keeps weights, relative to its folder and sorted. Raises: ConversionFailed as `read`."""
-    model = _opened(path)
-    confine(model, path.parent)
+    return _locations(_opened(path))
+
+
+def _locations(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted({_location(tensor) for tensor in tensors(model) if _external(tensor)}))
 
 

@@ -120,7 +120,8 @@ def _compare(
     pairing = pair_outputs(names, ours, theirs, asked)
     columns = pairing.columns
     specs, batched, most = _calls(ours, theirs, order)
-    cases = cases_for(specs, replace(options, max_rows=most), batched)
+    bounded = replace(options, max_rows=most)
+    cases = cases_for(specs, bounded, batched)
     say(f"comparing {len(cases)} calls")
     expected = _answers(names[0], a, cases, ours.inputs, options)
     got = _answers(names[1], b, cases, [ours.inputs[order.index(i)] for i in range(len(order))], options)
@@ -136,7 +137,7 @@ def _compare(
     parity = Parity(names[0], precision, tolerance, tuple(case.describe() for case in cases), outputs)
     evaluation = _evaluated(options, cases, ours, columns, expected, got)
     gates = [*pairing.failures, *([evaluation.failure] if evaluation is not None and evaluation.failure else [])]
-    notes = [*pairing.notes, *cases_notes(cases, specs, replace(options, max_rows=most), batched)]
+    notes = [*pairing.notes, *cases_notes(cases, specs, bounded, batched)]
     written = {
         **parity.to_json(),
         "evaluation": evaluation.to_json() if evaluation is not None else None,
